@@ -1,0 +1,326 @@
+"""The minifloat family: sign, ExMy, bias, and an explicit policy for everything at the edges.
+
+    value = (-1)**sign * 2**(e - bias) * (1 + m / 2**M)      e > 0
+    value = (-1)**sign * 2**(1 - bias) * (m / 2**M)          e == 0 (subnormal)
+
+The magnitude code ``e << M | m`` counts the representable magnitudes in order, and so do the bits of a float32. To
+encode is therefore to shift a float32's magnitude bits right by ``23 - M``, rounding on the way, after moving the
+exponent bias; only values below the smallest normal need a multiplication to get the same fixed point.
+Sources: OCP OFP8 and MX v1.0 specifications; formats-reference, section 1.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from narrowcast.errors import InputError
+from narrowcast.formats.format import (
+    FLOAT32_BIAS,
+    FLOAT32_MAGNITUDE,
+    FLOAT32_MANTISSA,
+    FLOAT32_SIGN,
+    Format,
+    add_and_subtract,
+    float32_of,
+    truncate_with_sticky,
+)
+from narrowcast.formats.rounding import NEAREST_EVEN, Rounding
+
+FLOAT32_INF = 0x7F800000
+FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
+
+
+class Specials(Enum):
+    """Which codes are not finite numbers."""
+
+    IEEE = "ieee"  # the top exponent: infinity, then NaNs
+    FN = "fn"  # the all-ones magnitude is NaN; no infinity ("finite, NaN")
+    FNUZ = "fnuz"  # the code of -0 is NaN, so zero is unsigned; no infinity
+    NONE = "none"  # every code is a finite number
+
+
+class Bottom(Enum):
+    """What exponent field 0 means."""
+
+    SUBNORMAL = "subnormal"  # gradual underflow
+    ZERO = "zero"  # no subnormals: all codes of that exponent but zero itself are unused, never produced
+    NORMAL = "normal"  # an ordinary binade: the format has no zero (e8m0)
+
+
+@dataclass(frozen=True)
+class Minifloat(Format):
+    """A binary float with ``exponent`` and ``mantissa`` field widths, as a value.
+
+    Attributes:
+        name: e.g. ``"e4m3fn"``.
+        exponent: width of the exponent field, 1 to 8.
+        mantissa: width of the mantissa field, 0 to 23.
+        bias: exponent bias; at most 100, or 127 with 8 exponent bits (float32's own).
+        specials: which codes are infinity and NaN.
+        bottom: what exponent field 0 means.
+        signed: whether a sign bit precedes the exponent. Unsigned formats turn negative values into NaN.
+        saturate: whether values beyond the maximum, infinities too, become the maximum (OFP8's saturating
+            conversion); otherwise they become infinity, or NaN where there is none, or the maximum where there is
+            neither.
+    """
+
+    name: str
+    exponent: int
+    mantissa: int
+    bias: int
+    specials: Specials = Specials.IEEE
+    bottom: Bottom = Bottom.SUBNORMAL
+    signed: bool = True
+    saturate: bool = True
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.exponent <= 8 and 0 <= self.mantissa <= FLOAT32_MANTISSA):
+            raise InputError(f"format {self.name}: exponent must be 1 to 8 bits and mantissa 0 to 23")
+        if self.bias > 100 and self.bias != FLOAT32_BIAS:
+            raise InputError(f"format {self.name}: bias {self.bias} is out of range; at most 100, or 127")
+        if self.bias != FLOAT32_BIAS and self.mantissa > 10:
+            raise InputError(f"format {self.name}: more than 10 mantissa bits need float32's bias 127")
+        if self.max_code < 1 or (self.max_code >> self.mantissa) - self.bias > FLOAT32_BIAS:
+            raise InputError(f"format {self.name}: its range does not fit float32's")
+        if self.specials is Specials.FNUZ and not self.signed:
+            raise InputError(f"format {self.name}: fnuz needs a sign bit, its NaN is the code of -0")
+        if self._is_float32_prefix and self.specials is not Specials.IEEE:
+            raise InputError(f"format {self.name}: with float32's bias 127 the specials must be IEEE's")
+
+    # --- facts, all derived ---
+
+    @property
+    def bits(self) -> int:
+        """Width of one code in bits."""
+        return self.exponent + self.mantissa + self.signed
+
+    @property
+    def precision(self) -> int:
+        """Mantissa bits behind the leading one."""
+        return self.mantissa
+
+    @property
+    def max_code(self) -> int:
+        """Magnitude code of the largest finite value."""
+        top = 1 << (self.exponent + self.mantissa)
+        match self.specials:
+            case Specials.IEEE:
+                return top - (1 << self.mantissa) - 1
+            case Specials.FN:
+                return top - 2
+            case _:
+                return top - 1
+
+    @property
+    def nan_code(self) -> int | None:
+        """Full code of the NaN that `encode` writes for a positive NaN, or None."""
+        match self.specials:
+            case Specials.IEEE if self.mantissa:
+                return ((1 << (self.exponent + 1)) - 1) << (self.mantissa - 1)  # quiet: top mantissa bit set
+            case Specials.FN:
+                return (1 << (self.exponent + self.mantissa)) - 1
+            case Specials.FNUZ:
+                return 1 << (self.exponent + self.mantissa)
+            case _:
+                return None
+
+    @property
+    def inf_code(self) -> int | None:
+        """Magnitude code of infinity, or None."""
+        return self.max_code + 1 if self.specials is Specials.IEEE else None
+
+    @property
+    def max(self) -> float:
+        """Largest finite value."""
+        return float(self.decode(torch.tensor(self.max_code)))
+
+    @property
+    def smallest_normal(self) -> float:
+        """Smallest positive value with a full mantissa."""
+        return 2.0 ** (-self.bias if self.bottom is Bottom.NORMAL else 1 - self.bias)
+
+    @property
+    def smallest(self) -> float:
+        """Smallest positive value."""
+        return 2.0 ** (1 - self.bias - self.mantissa) if self._subnormals else self.smallest_normal
+
+    @property
+    def _subnormals(self) -> bool:
+        return self.bottom is Bottom.SUBNORMAL and self.mantissa > 0
+
+    @property
+    def _shift(self) -> int:
+        return FLOAT32_MANTISSA - self.mantissa
+
+    @property
+    def _is_float32_prefix(self) -> bool:
+        """Whether codes are the leading bits of float32's own (bfloat16): then only the shift remains."""
+        return self.bias == FLOAT32_BIAS and self.bottom is Bottom.SUBNORMAL
+
+    @property
+    def _adder_rounds(self) -> bool:
+        """Whether `add_and_subtract` can round to this format: subnormals, and an anchor within float32."""
+        top = self.max_code >> self.mantissa
+        anchored = self.mantissa <= 20 and top + 1 - self.bias + self._shift < FLOAT32_BIAS
+        return self._subnormals and anchored and (self.signed or self.nan_code is not None)
+
+    @property
+    def _steps_round(self) -> bool:
+        """Whether `_round_by_steps` applies: signed zeros, every overflow at the maximum, and its own fixed point."""
+        signed_zero = self.signed and self.specials is not Specials.FNUZ
+        return signed_zero and self.saturate and self.bottom is Bottom.SUBNORMAL and not self._is_float32_prefix
+
+    # --- encode ---
+
+    def encode(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
+        """Return the codes of ``x``; see `Format.encode`."""
+        x = float32_of(x)
+        bits = x.view(torch.int32)
+        magnitude, sign = bits & FLOAT32_MAGNITUDE, bits >> 31
+        is_nan = magnitude > FLOAT32_INF
+        magnitude = magnitude.masked_fill_(is_nan, 0)
+        code = self._magnitude_code(magnitude, sign, rounding, random)
+        code = self._resolve_overflow(code, magnitude, sign, rounding)
+        code = self._apply_sign(code, magnitude, sign)
+        if self.nan_code is None:
+            return code.masked_fill(is_nan, 0).to(self.code_dtype)
+        signed = self.signed and self.specials is not Specials.FNUZ
+        nan = self.nan_code | (sign & (1 << (self.bits - 1))) if signed else torch.full_like(code, self.nan_code)
+        return torch.where(is_nan, nan, code).to(self.code_dtype)
+
+    def _magnitude_code(
+        self, magnitude: Tensor, sign: Tensor, rounding: Rounding, random: Tensor | None
+    ) -> Tensor:
+        """Round float32 magnitude bits to magnitude codes, as if the exponent had no upper end."""
+        if self._is_float32_prefix:
+            return rounding(magnitude, self._shift, sign, random)
+        if self.bottom is Bottom.NORMAL:
+            rebased = magnitude - ((FLOAT32_BIAS - self.bias) << FLOAT32_MANTISSA)
+            if self.bias == FLOAT32_BIAS:  # float32 has no normal at 2**-127: its subnormals count half as fast
+                rebased = rebased - ((1 << FLOAT32_MANTISSA) - magnitude).clamp_min(0)
+            return rounding(rebased.clamp_min(0), self._shift, sign, random)
+        base, steps, _ = self._fixed_point(magnitude.view(torch.float32))
+        code = rounding((base << self._fraction) + steps, self._fraction, sign, random)
+        if self.bottom is Bottom.ZERO and self.mantissa:
+            jump = rounding(steps, self._fraction + self.mantissa, sign, random) << self.mantissa
+            code = torch.where((base == 0) & (steps < 1 << (self._fraction + self.mantissa)), jump, code)
+        return code
+
+    @property
+    def _fraction(self) -> int:
+        """Fractional bits of a code while it is rounded: 16 (one random draw), less where int32 is too short."""
+        return min(16, 30 - self.exponent - self.mantissa)
+
+    def _fixed_point(self, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (base, steps, binade) with ``code = base + steps / 2**fraction`` for each float32 magnitude.
+
+        ``binade`` is the float32 exponent field of the binade that sets the step; below the smallest normal it stays
+        at the lowest one, which is all that subnormals are. What the fixed point cuts off goes into a sticky last
+        bit. Magnitudes are first clamped to the binade above the range, so that codes stay small.
+        """
+        magnitude = magnitude.clamp_max(min(2.0 ** (self.top_exponent + 1), FLOAT32_MAX))
+        binade = (magnitude.view(torch.int32) >> FLOAT32_MANTISSA).clamp_min_(FLOAT32_BIAS + 1 - self.bias)
+        per_step = (2 * FLOAT32_BIAS + self.mantissa + self._fraction - binade) << FLOAT32_MANTISSA
+        steps = truncate_with_sticky(magnitude.mul_(per_step.view(torch.float32)))  # a power of two: exact
+        base = (binade - (FLOAT32_BIAS + 1 - self.bias)) << self.mantissa
+        return base, steps, binade
+
+    def _resolve_overflow(self, code: Tensor, magnitude: Tensor, sign: Tensor, rounding: Rounding) -> Tensor:
+        if self.saturate or self.specials is Specials.NONE:
+            return code.clamp_max(self.max_code)
+        beyond = self.inf_code if self.inf_code is not None else self.nan_code
+        leaves = (rounding.leaves(sign) & (code > self.max_code)) | (magnitude == FLOAT32_INF)
+        return torch.where(leaves, beyond, code.clamp_max(self.max_code))  # type: ignore[arg-type]
+
+    def _apply_sign(self, code: Tensor, magnitude: Tensor, sign: Tensor) -> Tensor:
+        if self.signed:
+            signed = code | (sign & (1 << (self.bits - 1)))
+            if self.specials is Specials.FNUZ:  # neither zero nor the one NaN has a sign
+                return torch.where((code == 0) | (code > self.max_code), code, signed)
+            return signed
+        invalid = (sign != 0) & (magnitude > 0)
+        if self.bottom is Bottom.NORMAL:
+            invalid = invalid | (magnitude == 0)
+        return torch.where(invalid, self.nan_code or 0, code)
+
+    # --- decode and round ---
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the float32 values of ``codes``."""
+        codes = codes.int()
+        magnitude = codes & ((1 << (self.exponent + self.mantissa)) - 1)
+        bits = magnitude << self._shift
+        if not self._is_float32_prefix:
+            bits = bits + ((FLOAT32_BIAS - self.bias) << FLOAT32_MANTISSA)
+        value = bits.view(torch.float32)
+        if self.bottom is Bottom.NORMAL:
+            value = torch.where(magnitude == 0, self.smallest_normal, value) if self.bias == FLOAT32_BIAS else value
+        elif not self._is_float32_prefix:
+            low = magnitude.float() * 2.0 ** (1 - self.bias - self.mantissa)
+            low = low if self._subnormals else torch.zeros_like(value)
+            value = torch.where(magnitude < (1 << self.mantissa), low, value)
+        value = self._decode_specials(codes, magnitude, value)
+        return torch.where((codes >> (self.bits - 1)) & 1 == 1, -value, value) if self.signed else value
+
+    def _decode_specials(self, codes: Tensor, magnitude: Tensor, value: Tensor) -> Tensor:
+        match self.specials:
+            case Specials.IEEE:
+                value = value.masked_fill(magnitude == self.max_code + 1, float("inf"))
+                return value.masked_fill(magnitude > self.max_code + 1, float("nan"))
+            case Specials.FN:
+                return value.masked_fill(magnitude > self.max_code, float("nan"))
+            case Specials.FNUZ:
+                return value.masked_fill(codes == self.nan_code, float("nan"))
+            case _:
+                return value
+
+    def round(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
+        """Return the float32 values that ``x`` becomes; NaN stays NaN even where the format has none."""
+        x = float32_of(x)
+        if rounding is NEAREST_EVEN:
+            if (dtype := self._torch_dtype) is not None and not torch.compiler.is_compiling():
+                return x.to(dtype).to(torch.float32, copy=True)
+            if self._adder_rounds:
+                return self._round_by_adder(x)
+        if self._steps_round:
+            return self._round_by_steps(x, rounding, random)
+        return torch.where(x.isnan(), x, self.decode(self.encode(x, rounding, random)))
+
+    @property
+    def _torch_dtype(self) -> torch.dtype | None:
+        """The torch dtype with these very values, where torch's own cast is IEEE's in every version.
+
+        That holds for the 16-bit types; its 8-bit casts changed between 2.11 and 2.13 and are never used. Compiled
+        code must not use it either: the compiler drops a cast that is undone at once, and with it the rounding.
+        """
+        if self.specials is not Specials.IEEE or self.saturate or not self.signed:
+            return None
+        fields = (self.exponent, self.mantissa, self.bias)
+        return {(8, 23, 127): torch.float32, (8, 7, 127): torch.bfloat16, (5, 10, 15): torch.float16}.get(fields)
+
+    def _round_by_steps(self, x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
+        """Any mode, saturating, without going through codes: count steps of the value's binade."""
+        magnitude = x.abs()
+        nan = magnitude.clamp_max(1.0).mul_(0.0)  # 0, or NaN where x is
+        base, steps, binade = self._fixed_point(magnitude.clamp_max_(self.max))
+        steps += base << self._fraction
+        code = rounding(steps, self._fraction, x.view(torch.int32) >> 31, random)
+        step = ((binade - self.mantissa) << FLOAT32_MANTISSA).view(torch.float32)
+        return (code - base).float().mul_(step).add_(nan).copysign_(x)
+
+    def _round_by_adder(self, x: Tensor) -> Tensor:
+        """Nearest-even values without codes: clamp, anchor each element's binade, add and subtract."""
+        limit = self.max if self.saturate else 2.0 ** (self.top_exponent + 1)
+        y = x.clamp(-limit if self.signed else 0.0, limit)
+        anchor = (y.view(torch.int32) & FLOAT32_INF).clamp_(min=(FLOAT32_BIAS + 1 - self.bias) << FLOAT32_MANTISSA)
+        anchor += (self._shift << FLOAT32_MANTISSA) + (1 << (FLOAT32_MANTISSA - 1))
+        y = add_and_subtract(y, anchor.view(torch.float32))
+        if not self.saturate:
+            beyond = float("inf") if self.specials is Specials.IEEE else float("nan")
+            beyond = self.max if self.specials is Specials.NONE else beyond
+            y = y.masked_fill_(y > self.max, beyond).masked_fill_(y < -self.max, -beyond)
+        if not self.signed:
+            return y.masked_fill_(x < 0, float("nan"))
+        return y if self.specials is Specials.FNUZ else y.copysign_(x)

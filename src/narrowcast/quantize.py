@@ -1,0 +1,260 @@
+"""A cast: how one tensor is narrowed. Transform, scaling, format, rounding; and what comes of it, a `QTensor`.
+
+    x  ~  inverse_transform(decode(codes) * scale)
+
+Spelling: ``format/tile/scale/rounding[/transform]``, e.g. ``e2m1fn/1x32/e8m0/stochastic/hadamard32``. The last two
+may be left out (nearest-even, no transform); a bare format means no scaling at all (``bfloat16``). Presets are names
+for such spellings.
+
+The arithmetic, the same everywhere: the source as float32, times `Scale.into` (float32), rounded once to the format;
+back: the value times each factor of `Scale.back` in turn, in float32.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from narrowcast.errors import InputError
+from narrowcast.formats import NEAREST_EVEN, Format, Rounding, Stream, format, formats, pack, rounding, unpack
+from narrowcast.formats.format import float32_of
+from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, scale_rule, tile
+from narrowcast.transforms import Hadamard, transform
+
+PRESETS = {
+    "mxfp8_e4m3": "e4m3fn/1x32/e8m0",
+    "mxfp8_e5m2": "e5m2/1x32/e8m0",
+    "mxfp8": "e4m3fn/1x32/e8m0",
+    "mxfp6_e3m2": "e3m2fn/1x32/e8m0",
+    "mxfp6_e2m3": "e2m3fn/1x32/e8m0",
+    "mxfp6": "e2m3fn/1x32/e8m0",
+    "mxfp4": "e2m1fn/1x32/e8m0",
+    "mxint8": "q1.6/1x32/e8m0",
+    "nvfp4": "e2m1fn/1x16/e4m3fn+fp32",
+}
+
+
+@dataclass(frozen=True)
+class Cast:
+    """How one tensor is narrowed. The last axis is the contraction axis; tiles and transform run along it.
+
+    Attributes:
+        format: element format.
+        tile: which elements share a scale.
+        scale: how a tile's scale comes about.
+        rounding: rounding mode of the elements.
+        transform: exact change of basis before the cast, undone when decoding; or None.
+    """
+
+    format: Format
+    tile: Tile = TENSOR
+    scale: ScaleRule = One()
+    rounding: Rounding = NEAREST_EVEN
+    transform: Hadamard | None = None
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the cast leaves every float32 as it is."""
+        return self.format.name == "float32" and isinstance(self.scale, One) and self.transform is None
+
+    @property
+    def random(self) -> bool:
+        """Whether the cast draws random bits."""
+        return self.rounding.random or (self.transform is not None and self.transform.signs == "fresh")
+
+    def apply(
+        self, x: Tensor, stream: Stream | None = None, history: Tensor | None = None, what: str = "tensor"
+    ) -> Tensor:
+        """Return what ``x`` becomes, as float32 of the same shape: ``quantize(x).dequantize()`` without the codes.
+
+        Args:
+            x: any float dtype, ``[..., K]``.
+            stream: source of random bits, where the cast draws any.
+            history: amax history of a delayed scale (`Delayed.new`), updated in place.
+            what: name for error messages.
+        """
+        if self.is_identity:
+            return float32_of(x)
+        source = self._source(x, stream, what)
+        blocks, inside = self.tile.blocks(source)
+        if isinstance(self.scale, One):
+            values = self.format.round(blocks, self.rounding, self._draws(source, blocks, stream))
+        else:
+            scale = self._scale(blocks, inside, history)
+            values = self.format.round(blocks * scale.into, self.rounding, self._draws(source, blocks, stream))
+            values = scale.apply(values)
+        return self._finish(values.view(source.shape), x.shape, stream)
+
+    def quantize(
+        self, x: Tensor, stream: Stream | None = None, history: Tensor | None = None, what: str = "tensor"
+    ) -> "QTensor":
+        """Return codes and scales of ``x`` ``[..., K]``; arguments as for `apply`."""
+        source = self._source(x, stream, what)
+        blocks, inside = self.tile.blocks(source)
+        scale = self._scale(blocks, inside, history)
+        codes = self.format.encode(blocks * scale.into, self.rounding, self._draws(source, blocks, stream))
+        packed = pack(codes.reshape(source.shape), self.format.bits)
+        return QTensor(packed, scale.stored, scale.tensor, self, tuple(x.shape), tuple(source.shape), x.dtype, stream)
+
+    def bits_per_element(self, shape: tuple[int, ...]) -> float:
+        """Return stored bits per element of a tensor of ``shape``, scales counted."""
+        count = 1
+        for size in shape:
+            count *= size
+        scales = self.tile.count(tuple(shape)) * self.scale.bits + self.scale.tensor_bits
+        return self.format.bits + scales / count if count else float(self.format.bits)
+
+    def padding_multiple(self) -> int:
+        """Return what the last axis must be a multiple of, 1 where anything goes."""
+        return max(self.tile.cols, self.transform.size if self.transform else 1, 1)
+
+    def _source(self, x: Tensor, stream: Stream | None, what: str) -> Tensor:
+        source = self.tile.padded(float32_of(x), what)
+        return self.transform.forward(source, stream) if self.transform else source
+
+    def _scale(self, blocks: Tensor, inside: tuple[int, ...], history: Tensor | None) -> Scale:
+        if not self.scale.needs_amax or blocks.numel() == 0:
+            shape = [1 if axis - blocks.dim() in inside or axis in inside else n for axis, n in enumerate(blocks.shape)]
+            return self.scale.scale(blocks.new_zeros(shape), self.format)
+        amax = blocks.abs().amax(inside, keepdim=True)
+        if self.scale.delayed is not None:
+            if history is None:
+                raise InputError(f"cast {self} scales by a history: pass history=Delayed.new()")
+            amax = self.scale.delayed.amax(history, amax.amax()).view(amax.shape)
+        return self.scale.scale(amax, self.format)
+
+    def _draws(self, source: Tensor, blocks: Tensor, stream: Stream | None) -> Tensor | None:
+        if not self.rounding.random:
+            return None
+        if stream is None:
+            raise InputError(f"cast {self} draws random bits: pass seed= or a Stream")
+        return stream.bits(source.shape, device=source.device).view(blocks.shape)
+
+    def _finish(self, values: Tensor, shape: torch.Size | tuple[int, ...], stream: Stream | None) -> Tensor:
+        if self.transform:
+            values = self.transform.inverse(values, stream)
+        if values.shape != shape:
+            values = values[tuple(slice(0, n) for n in shape)]
+        return values
+
+    def __str__(self) -> str:
+        if self == Cast(self.format):
+            return str(self.format)
+        tail = f"/{self.transform}" if self.transform else ""
+        return f"{self.format}/{self.tile}/{self.scale}/{self.rounding}{tail}"
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A quantized tensor: ``x ~ inverse_transform(decode(codes) * scale)``.
+
+    Attributes:
+        codes: packed element codes, uint8, the padded shape with the last axis packed (`packing`).
+        scales: one per tile, as the scale format stores them (uint8 codes or float32).
+        tensor_scale: the second-level float32 scale, or None.
+        cast: how it was made.
+        shape, padded: shape of the source, and of the codes before packing.
+        dtype: dtype of the source, which `dequantize` returns.
+        stream: where the random signs of a transform came from.
+        axis: which axis of the original tensor is the last one here.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    tensor_scale: Tensor | None
+    cast: Cast
+    shape: tuple[int, ...]
+    padded: tuple[int, ...]
+    dtype: torch.dtype
+    stream: Stream | None = None
+    axis: int = -1
+
+    def dequantize(self) -> Tensor:
+        """Return the values, with the shape and dtype of the source."""
+        codes = unpack(self.codes, self.cast.format.bits, self.padded[-1] if self.padded else 1)
+        values = self.cast.format.decode(codes).view(self.padded)
+        blocks, _ = self.cast.tile.blocks(values)
+        for factor in self.cast.scale.restore(self.scales, self.tensor_scale):
+            blocks.mul_(factor)
+        values = self.cast._finish(values, self.shape, self.stream)
+        return values.to(self.dtype).movedim(-1, self.axis) if self.shape else values.to(self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales."""
+        scales = self.scales.numel() * self.cast.scale.bits + self.cast.scale.tensor_bits
+        return self.codes.numel() + -(-scales // 8)
+
+    def __repr__(self) -> str:
+        return f"QTensor({self.cast}, shape={self.shape}, nbytes={self.nbytes})"
+
+
+@lru_cache(maxsize=1024)
+def _parse(spelling: str) -> Cast:
+    expanded = PRESETS.get(spelling, spelling)
+    tokens = expanded.split("/")
+    if len(tokens) == 1:
+        if tokens[0] not in formats():
+            known = [*formats(), *PRESETS]
+            from narrowcast.errors import nearest
+
+            try:
+                return Cast(format(tokens[0]))
+            except InputError:
+                raise InputError(f"unknown cast or format {spelling!r}{nearest(spelling, known)}") from None
+        return Cast(format(tokens[0]))
+    if not 3 <= len(tokens) <= 5:
+        raise InputError(
+            f"malformed cast {spelling!r}: found {len(tokens)} parts, expected "
+            "format/tile/scale[/rounding[/transform]], e.g. e2m1fn/1x32/e8m0/nearest-even"
+        )
+    parsers = (format, tile, scale_rule, rounding, transform)
+    parts: list[object] = []
+    position = 0
+    for parse, token in zip(parsers, tokens, strict=False):
+        try:
+            parts.append(parse(token))  # type: ignore[operator]
+        except InputError as error:
+            raise InputError(f"malformed cast {spelling!r} at character {position + 1} ({token!r}): {error}") from None
+        position += len(token) + 1
+    return Cast(*parts)  # type: ignore[arg-type]
+
+
+def cast(spelling: "str | Cast") -> Cast:
+    """Return the cast that ``spelling`` names: a preset, a format, or ``format/tile/scale[/rounding[/transform]]``.
+
+    Raises InputError with the position of the first part that does not parse.
+
+    >>> str(cast("mxfp4"))
+    'e2m1fn/1x32/e8m0/nearest-even'
+    """
+    return spelling if isinstance(spelling, Cast) else _parse(spelling)
+
+
+def quantize(x: Tensor, spelling: "str | Cast", axis: int = -1, seed: int | None = None) -> QTensor:
+    """Quantize ``x`` with tiles along ``axis``.
+
+    Args:
+        x: float tensor of any shape; refused if it is empty of axes or not floating point.
+        spelling: a cast, its spelling or a preset.
+        axis: the contraction axis.
+        seed: for casts that draw random bits.
+    """
+    stream = None if seed is None else Stream(seed)
+    if x.dim() == 0:
+        raise InputError("cannot quantize a 0-d tensor: it has no axis to tile; reshape it to [1]")
+    q = cast(spelling).quantize(x.movedim(axis, -1), stream)
+    return q if axis in (-1, x.dim() - 1) else QTensor(**{**q.__dict__, "axis": axis})
+
+
+def round(x: Tensor, fmt: "str | Format", rounding: "str | Rounding" = "nearest-even", seed: int = 0) -> Tensor:
+    """Return ``x`` rounded onto the grid of ``fmt``: same dtype, shape and device. No scaling.
+
+    float64 keeps its dtype but is rounded once, from float64. Stochastic modes draw from ``seed``.
+    """
+    from narrowcast.formats import rounding as mode_of
+
+    mode = mode_of(rounding)
+    draws = Stream(seed).bits(x.shape, device=x.device) if mode.random else None
+    return format(fmt).round(x, mode, draws).to(x.dtype)

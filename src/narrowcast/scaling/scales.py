@@ -1,0 +1,317 @@
+"""How a tile's largest magnitude becomes its scale.
+
+A scale always multiplies to get back: ``x ~ value * scale``. A rule turns ``amax`` (float32, one per tile) into a
+`Scale`: what is stored, what multiplies back, and what multiplies in. The same edges hold for every rule:
+
+- amax = 0: the scale is 1 (a two-level block stores 0): every code of the tile is zero.
+- amax NaN or infinite: the scale is NaN and the whole tile decodes to NaN. A non-finite value is never hidden.
+- amax subnormal: float32 scales stop at 2**-126 and e8m0 at 2**-127, so the reciprocal stays finite; what is smaller
+  underflows to zero codes. Reciprocals of narrow-float scales are capped at float32's maximum (TransformerEngine).
+- amax = float32's maximum: nothing special happens; no rule overflows.
+
+Sources: OCP MX v1.0, 6.3 (floor); formats-reference, section 3.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from narrowcast.errors import InputError, nearest
+from narrowcast.formats import Format, Minifloat, format
+from narrowcast.formats.format import FLOAT32_BIAS, FLOAT32_MANTISSA
+from narrowcast.scaling.history import Delayed
+
+FLOAT32_MAX = torch.finfo(torch.float32).max
+SMALLEST = 2.0**-126
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scales of one tensor.
+
+    Attributes:
+        stored: what a checkpoint keeps, one per tile: codes of the scale format, or float32 itself.
+        back: factors, applied in this order, that multiply a value to get back; broadcast against the blocks.
+        into: the one factor that multiplies the source before rounding.
+        tensor: the second-level float32 scale, or None.
+    """
+
+    stored: Tensor
+    back: tuple[Tensor, ...]
+    into: Tensor
+    tensor: Tensor | None = None
+
+    def apply(self, values: Tensor) -> Tensor:
+        """Multiply ``values`` (blocks, float32) back, in place."""
+        for factor in self.back:
+            values = values.mul_(factor)
+        return values
+
+
+class ScaleRule(ABC):
+    """Turns tile maxima into scales for one element format."""
+
+    @abstractmethod
+    def scale(self, amax: Tensor, element: Format) -> Scale:
+        """Return the scales for ``amax`` (float32, non-negative, any shape that broadcasts to the blocks)."""
+
+    @abstractmethod
+    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
+        """Return `Scale.back` from what was stored."""
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits stored per tile."""
+
+    @property
+    def tensor_bits(self) -> int:
+        """Bits stored once per tensor."""
+        return 0
+
+    @property
+    def needs_amax(self) -> bool:
+        """Whether the data decide the scale at all."""
+        return True
+
+    @property
+    def delayed(self) -> "Delayed | None":
+        """The history that replaces the current amax, or None."""
+        return None
+
+
+def _poisoned(scale: Tensor, amax: Tensor) -> Tensor:
+    """Return ``scale`` with NaN where ``amax`` is not finite."""
+    return torch.where(amax.isfinite(), scale, float("nan"))
+
+
+@dataclass(frozen=True)
+class One(ScaleRule):
+    """No scale: the format sees the values as they are (bfloat16, float16, float32)."""
+
+    def scale(self, amax: Tensor, element: Format) -> Scale:
+        """Return ones."""
+        one = torch.ones_like(amax)
+        return Scale(one, (), one)
+
+    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
+        """Nothing multiplies back."""
+        return ()
+
+    @property
+    def bits(self) -> int:
+        """Nothing is stored."""
+        return 0
+
+    @property
+    def needs_amax(self) -> bool:
+        """The data decide nothing."""
+        return False
+
+    def __str__(self) -> str:
+        return "one"
+
+
+@dataclass(frozen=True)
+class Wide(ScaleRule):
+    """A float32 scale, amax / max(element), with current or delayed amax.
+
+    ``into`` is the float32 reciprocal of the float32 scale: two roundings, the same on every device.
+    """
+
+    history: Delayed | None = None
+
+    def scale(self, amax: Tensor, element: Format) -> Scale:
+        """Return float32 scales."""
+        scale = (amax / element.max).clamp_min(SMALLEST)
+        scale = _poisoned(torch.where(amax == 0, 1.0, scale), amax)
+        return Scale(scale, (scale,), scale.reciprocal())
+
+    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
+        """The stored scale multiplies back."""
+        return (stored,)
+
+    @property
+    def bits(self) -> int:
+        """One float32."""
+        return 32
+
+    @property
+    def delayed(self) -> Delayed | None:
+        """The amax history in use."""
+        return self.history
+
+    def __str__(self) -> str:
+        return f"fp32-{self.history}" if self.history else "fp32"
+
+
+def _exponent_and_mantissa(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return float32's exponent (int32, floor(log2 x); -127 below 2**-126) and mantissa field."""
+    bits = x.view(torch.int32)
+    return (bits >> FLOAT32_MANTISSA) - FLOAT32_BIAS, bits & ((1 << FLOAT32_MANTISSA) - 1)
+
+
+def _floor(amax: Tensor, element: Format) -> Tensor:
+    """OCP MX v1.0: floor(log2 amax) - emax. The maximum may saturate."""
+    return _exponent_and_mantissa(amax)[0] - element.top_exponent
+
+
+def _ceil(amax: Tensor, element: Format) -> Tensor:
+    """ceil(log2(amax / max)), exactly: the smallest power of two at which nothing saturates (NVIDIA)."""
+    exponent, mantissa = _exponent_and_mantissa(amax)
+    top, top_mantissa = _exponent_and_mantissa(torch.tensor(element.max))
+    return exponent - int(top) + (mantissa > int(top_mantissa)).int()
+
+
+def _ceil_exponent(amax: Tensor, element: Format) -> Tensor:
+    """ceil(log2 amax) - emax (torchao's CEIL)."""
+    exponent, mantissa = _exponent_and_mantissa(amax)
+    return exponent + (mantissa > 0).int() - element.top_exponent
+
+
+def _even(amax: Tensor, element: Format) -> Tensor:
+    """Floor after rounding amax half up to the element's mantissa (torchao's EVEN, compressed-tensors)."""
+    half = 1 << (FLOAT32_MANTISSA - element.precision - 1)
+    return ((amax.view(torch.int32) + half) >> FLOAT32_MANTISSA) - FLOAT32_BIAS - element.top_exponent
+
+
+def _nearest(amax: Tensor, element: Format) -> Tensor:
+    """The power of two nearest to amax / 2**emax in the logarithm: up from sqrt(2) on."""
+    exponent, mantissa = _exponent_and_mantissa(amax)
+    return exponent + (mantissa >= 0x3504F4).int() - element.top_exponent  # 1.sqrt2 in 23 bits, rounded up
+
+
+@dataclass(frozen=True)
+class PowerOfTwo(ScaleRule):
+    """An e8m0 scale, by a named rule.
+
+    Tools that say "MXFP4" disagree here, so the rule has a name: ``floor`` (OCP), ``ceil`` (NVIDIA), ``ceil-exponent``,
+    ``even`` (torchao, compressed-tensors), ``nearest``, and ``four-thirds``: floor, with 4/3 as a constant multiplier
+    beside the stored power of two, so that nothing saturates (3/4 of the range [2**emax, 2**(emax+1)) fits any element
+    whose maximum is 1.5 * 2**emax or more; Tseng et al. 2025, "Training LLMs with MXFP4").
+    """
+
+    rule: str = "floor"
+
+    def __post_init__(self) -> None:
+        if self.rule not in _EXPONENTS:
+            raise InputError(f"unknown e8m0 rule {self.rule!r}{nearest(self.rule, _EXPONENTS)}")
+
+    def scale(self, amax: Tensor, element: Format) -> Scale:
+        """Return e8m0 codes and their powers of two."""
+        exponent = _EXPONENTS[self.rule](amax, element).clamp(-FLOAT32_BIAS, FLOAT32_BIAS)
+        exponent = torch.where(amax == 0, 0, exponent)
+        code = torch.where(amax.isfinite(), exponent + FLOAT32_BIAS, 255).to(torch.uint8)
+        back = self.restore(code, None)
+        into = format("e8m0").decode(torch.where(code == 255, 255, 254 - code.int()))
+        return Scale(code, back, into * 0.75 if self.rule == "four-thirds" else into)
+
+    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
+        """Decode the powers of two."""
+        power = format("e8m0").decode(stored)
+        return (power * torch.tensor(4 / 3),) if self.rule == "four-thirds" else (power,)
+
+    @property
+    def bits(self) -> int:
+        """One e8m0 code."""
+        return 8
+
+    def __str__(self) -> str:
+        return "e8m0" if self.rule == "floor" else f"e8m0-{self.rule}"
+
+
+_EXPONENTS: dict[str, Callable[[Tensor, Format], Tensor]] = {
+    "floor": _floor,
+    "ceil": _ceil,
+    "ceil-exponent": _ceil_exponent,
+    "even": _even,
+    "nearest": _nearest,
+    "four-thirds": _floor,
+}
+
+
+@dataclass(frozen=True)
+class Narrow(ScaleRule):
+    """A scale in a narrow float (e4m3fn, ue5m3): amax / max(element), rounded to nearest even, saturating."""
+
+    format: Minifloat
+
+    def scale(self, amax: Tensor, element: Format) -> Scale:
+        """Return codes of the scale format; a scale that rounds to 0 flushes its tile."""
+        value = self.format.round(torch.where(amax == 0, 1.0, amax / element.max))
+        value = _poisoned(value, amax)
+        return Scale(self.format.encode(value), (value,), value.reciprocal().clamp_max(FLOAT32_MAX))
+
+    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
+        """Decode the scales."""
+        return (self.format.decode(stored),)
+
+    @property
+    def bits(self) -> int:
+        """One code of the scale format."""
+        return self.format.bits
+
+    def __str__(self) -> str:
+        return self.format.name
+
+
+@dataclass(frozen=True)
+class TwoLevel(ScaleRule):
+    """NVFP4's two levels: a narrow-float scale per tile under one float32 scale per tensor.
+
+    The order of operations is TransformerEngine's, so that codes agree bit for bit (formats-reference, section 3):
+    encode = max(element) * max(scale) / amax_tensor; block = round(amax * (encode * (1 / max(element)))).
+    """
+
+    format: Minifloat
+
+    def scale(self, amax: Tensor, element: Format) -> Scale:
+        """Return block codes and the tensor's scale; a block far below the tensor's maximum flushes to zero."""
+        whole = amax.amax() if amax.numel() else amax.sum()
+        encode = (element.max * self.format.max / whole).clamp_max(FLOAT32_MAX)
+        encode = _poisoned(torch.where(whole == 0, 1.0, encode), whole)
+        decode = encode.reciprocal()
+        block = _poisoned(self.format.round(amax * (encode * torch.tensor(1 / element.max))), amax)
+        into = (block * decode).reciprocal().clamp_max(FLOAT32_MAX)
+        return Scale(self.format.encode(block), (block, decode), into, tensor=decode)
+
+    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
+        """Decode the block scales; the tensor's scale follows."""
+        if tensor is None:
+            raise InputError("a two-level scale needs its float32 tensor scale to decode")
+        return self.format.decode(stored), tensor
+
+    @property
+    def bits(self) -> int:
+        """One code of the scale format."""
+        return self.format.bits
+
+    @property
+    def tensor_bits(self) -> int:
+        """One float32."""
+        return 32
+
+    def __str__(self) -> str:
+        return f"{self.format.name}+fp32"
+
+
+def scale_rule(text: str) -> ScaleRule:
+    """Parse a scale token: ``one``, ``fp32``, ``fp32-delayed16``, ``e8m0[-RULE]``, ``FLOAT`` or ``FLOAT+fp32``."""
+    base, _, rule = text.partition("-")
+    if base == "one" and not rule:
+        return One()
+    if base == "fp32":
+        return Wide(Delayed.parse(rule)) if rule else Wide()
+    if base == "e8m0":
+        return PowerOfTwo(rule) if rule else PowerOfTwo()
+    name, plus, second = text.partition("+")
+    known = format(name)
+    if not isinstance(known, Minifloat) or known.nan_code is None or second not in ("", "fp32"):
+        raise InputError(
+            f"unknown scale {text!r}: expected one, fp32, e8m0[-RULE], or a float format with a NaN such as e4m3fn, "
+            "optionally with +fp32"
+        )
+    return TwoLevel(known) if plus else Narrow(known)
