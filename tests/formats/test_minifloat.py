@@ -174,7 +174,7 @@ def near_every_edge(fmt: Minifloat) -> list[float]:
     return [sign * p for p in points for sign in (1.0, -1.0)]
 
 
-@pytest.mark.parametrize("fmt", [f for f in [*MINIFLOATS, *UNUSUAL] if f.bits <= 19], ids=str)
+@pytest.mark.parametrize("fmt", [f for f in [*MINIFLOATS, *UNUSUAL] if f.bits <= 16], ids=str)
 def test_float64_near_ties_against_exact_arithmetic(fmt):
     """Double rounding shows on inputs a hair beside a tie: float32 would swallow the hair."""
     inputs, ladder = near_every_edge(fmt), Ladder(fmt)

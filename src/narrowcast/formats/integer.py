@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.errors import InputError
-from narrowcast.formats.format import Format, add_and_subtract, float32_of, truncate_with_sticky
+from narrowcast.formats.format import Format, add_and_subtract, float32_of, to_fixed_point
 from narrowcast.formats.rounding import NEAREST_EVEN, Rounding
 
 _FIXED_POINT = 16  # fractional bits kept while rounding: one random draw; less where int32 is too short
@@ -103,7 +103,7 @@ class Integer(Format):
         # One step of room beyond the range keeps every value that saturates beyond it whatever the mode.
         room = max(self.high, -self.low) + 1.0
         fraction = min(_FIXED_POINT, 30 - self.width)
-        fixed = truncate_with_sticky(scaled.abs().clamp_max_(room).mul_(2.0**fraction))
+        fixed = to_fixed_point(scaled.abs().clamp_max_(room).mul_(2.0**fraction), rounding)
         rounded = rounding(fixed, fraction, scaled.view(torch.int32) >> 31, random).float()
         nan = scaled.clamp(-1.0, 1.0).mul_(0.0).abs_()
         return rounded.copysign_(scaled).clamp_(self.low, self.high).add_(nan)

@@ -24,7 +24,7 @@ from narrowcast.formats.format import (
     Format,
     add_and_subtract,
     float32_of,
-    truncate_with_sticky,
+    to_fixed_point,
 )
 from narrowcast.formats.rounding import NEAREST_EVEN, Rounding
 
@@ -201,7 +201,7 @@ class Minifloat(Format):
             if self.bias == FLOAT32_BIAS:  # float32 has no normal at 2**-127: its subnormals count half as fast
                 rebased = rebased - ((1 << FLOAT32_MANTISSA) - magnitude).clamp_min(0)
             return rounding(rebased.clamp_min(0), self._shift, sign, random)
-        base, steps, _ = self._fixed_point(magnitude.view(torch.float32))
+        base, steps, _ = self._fixed_point(magnitude.view(torch.float32), rounding)
         code = rounding((base << self._fraction) + steps, self._fraction, sign, random)
         if self.bottom is Bottom.ZERO and self.mantissa:
             jump = rounding(steps, self._fraction + self.mantissa, sign, random) << self.mantissa
@@ -213,17 +213,17 @@ class Minifloat(Format):
         """Fractional bits of a code while it is rounded: 16 (one random draw), less where int32 is too short."""
         return min(16, 30 - self.exponent - self.mantissa)
 
-    def _fixed_point(self, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _fixed_point(self, magnitude: Tensor, rounding: Rounding) -> tuple[Tensor, Tensor, Tensor]:
         """Return (base, steps, binade) with ``code = base + steps / 2**fraction`` for each float32 magnitude.
 
         ``binade`` is the float32 exponent field of the binade that sets the step; below the smallest normal it stays
-        at the lowest one, which is all that subnormals are. What the fixed point cuts off goes into a sticky last
-        bit. Magnitudes are first clamped to the binade above the range, so that codes stay small.
+        at the lowest one, which is all that subnormals are. Magnitudes are first clamped to the binade above the range,
+        so that codes stay small.
         """
         magnitude = magnitude.clamp_max(min(2.0 ** (self.top_exponent + 1), FLOAT32_MAX))
         binade = (magnitude.view(torch.int32) >> FLOAT32_MANTISSA).clamp_min_(FLOAT32_BIAS + 1 - self.bias)
         per_step = (2 * FLOAT32_BIAS + self.mantissa + self._fraction - binade) << FLOAT32_MANTISSA
-        steps = truncate_with_sticky(magnitude.mul_(per_step.view(torch.float32)))  # a power of two: exact
+        steps = to_fixed_point(magnitude.mul_(per_step.view(torch.float32)), rounding)  # a power of two: exact
         base = (binade - (FLOAT32_BIAS + 1 - self.bias)) << self.mantissa
         return base, steps, binade
 
@@ -304,7 +304,7 @@ class Minifloat(Format):
         """Any mode, saturating, without going through codes: count steps of the value's binade."""
         magnitude = x.abs()
         nan = magnitude.clamp_max(1.0).mul_(0.0)  # 0, or NaN where x is
-        base, steps, binade = self._fixed_point(magnitude.clamp_max_(self.max))
+        base, steps, binade = self._fixed_point(magnitude.clamp_max_(self.max), rounding)
         steps += base << self._fraction
         code = rounding(steps, self._fraction, x.view(torch.int32) >> 31, random)
         step = ((binade - self.mantissa) << FLOAT32_MANTISSA).view(torch.float32)

@@ -4,6 +4,9 @@ Element 0 takes the lowest bits of byte 0. For 4 bits that puts element 2i in th
 ``float4_e2m1fn_x2`` and TransformerEngine do (bitsandbytes puts it in the high one). Each row starts on a fresh byte.
 """
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -17,36 +20,44 @@ def packed_size(count: int, bits: int) -> int:
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack unsigned codes ``[..., n]`` of ``bits`` bits (1 to 32) into ``uint8 [..., ceil(n * bits / 8)]``."""
-    if not 1 <= bits <= 32:
-        raise InputError(f"cannot pack codes of {bits} bits: expected 1 to 32")
-    codes = codes.to(torch.int64)
-    if bits % 8 == 0:
-        shifts = torch.arange(0, bits, 8, device=codes.device)
-        return ((codes[..., None] >> shifts) & 0xFF).to(torch.uint8).flatten(-2)
-    group = 8 // _gcd8(bits)  # codes that end on a byte boundary together
+    group, width = _group(bits)
     count = codes.shape[-1]
-    padded = torch.nn.functional.pad(codes, (0, -count % group))
-    grouped = padded.unflatten(-1, (-1, group))
-    stream = (grouped << (torch.arange(group, device=codes.device) * bits)).sum(-1)
-    shifts = torch.arange(0, group * bits, 8, device=codes.device)
-    packed = ((stream[..., None] >> shifts) & 0xFF).to(torch.uint8).flatten(-2)
+    padded = torch.nn.functional.pad(codes.to(torch.int64), (0, -count % group)).unflatten(-1, (-1, group))
+    stream = padded.new_zeros((*padded.shape[:-1], width))
+    for code, byte, shift in _overlaps(bits):
+        stream[..., byte] |= _shifted(padded[..., code], shift)
+    packed = (stream & 0xFF).to(torch.uint8).flatten(-2)
     return packed[..., : packed_size(count, bits)].contiguous()
 
 
 def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     """Return the ``count`` codes per row that `pack` packed, as int32 ``[..., count]``."""
-    if packed.shape[-1] != packed_size(count, bits):
-        found, expected = packed.shape[-1], packed_size(count, bits)
+    group, width = _group(bits)
+    found, expected = packed.shape[-1], packed_size(count, bits)
+    if found != expected:
         raise InputError(f"packed row has {found} bytes, expected {expected} for {count} codes of {bits} bits")
-    group = 1 if bits % 8 == 0 else 8 // _gcd8(bits)
-    width = group * bits // 8
-    padded = torch.nn.functional.pad(packed.to(torch.int64), (0, -packed.shape[-1] % width))
-    shifts = torch.arange(width, device=packed.device) * 8
-    stream = (padded.unflatten(-1, (-1, width)) << shifts).sum(-1)
-    codes = (stream[..., None] >> (torch.arange(group, device=packed.device) * bits)) & ((1 << bits) - 1)
-    return codes.flatten(-2)[..., :count].int().contiguous()
+    stream = torch.nn.functional.pad(packed.to(torch.int64), (0, -found % width)).unflatten(-1, (-1, width))
+    codes = stream.new_zeros((*stream.shape[:-1], group))
+    for code, byte, shift in _overlaps(bits):
+        codes[..., code] |= _shifted(stream[..., byte], -shift)
+    return (codes & ((1 << bits) - 1)).flatten(-2)[..., :count].int().contiguous()
 
 
-def _gcd8(bits: int) -> int:
-    """Return gcd(bits, 8): 1, 2 or 4 for the widths that are no multiple of 8."""
-    return bits & -bits
+def _group(bits: int) -> tuple[int, int]:
+    """Return the fewest codes that end on a byte boundary together, and the bytes they fill."""
+    if not 1 <= bits <= 32:
+        raise InputError(f"cannot pack codes of {bits} bits: expected 1 to 32")
+    group = 8 // math.gcd(bits, 8)
+    return group, group * bits // 8
+
+
+def _overlaps(bits: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (code, byte, left shift that brings the code's bits into the byte) for each pair that share bits."""
+    for code in range(_group(bits)[0]):
+        first, last = code * bits // 8, (code * bits + bits - 1) // 8
+        for byte in range(first, last + 1):
+            yield code, byte, code * bits - 8 * byte
+
+
+def _shifted(x: Tensor, left: int) -> Tensor:
+    return x << left if left >= 0 else x >> -left

@@ -5,7 +5,8 @@ format, so rounding means choosing one of the two neighbouring integers. Because
 are exact, the same on every device, and shared by every format: "even" means an even *code*, which for a float is an
 even significand, and stays well defined for formats without mantissa bits (e8m0), as in IEEE P3109.
 
-Bits below the fixed point are folded into the last bit by the caller (a *sticky* bit), so no mode rounds twice.
+Bits below the fixed point are folded into the last bit by the caller (a *sticky* bit), so no mode rounds twice;
+for the stochastic modes they are dropped.
 Random bits are an argument, never a hidden state: see `philox`.
 """
 
@@ -54,7 +55,8 @@ def _odd(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
 def _stochastic(bits: int) -> Round:
     """Add ``bits`` random bits below the last kept bit, then truncate: what hardware does.
 
-    A value with discarded fraction f goes up for exactly floor(f * 2**bits) of the 2**bits draws.
+    A value with discarded fraction f goes up for exactly floor(f * 2**bits) of the 2**bits draws (for codes of more
+    than 14 bits, whose fixed point is shorter than 16: of as many bits as it has).
     """
 
     def round_(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:

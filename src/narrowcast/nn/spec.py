@@ -1,0 +1,74 @@
+"""The precision of a linear layer, as data: three gemms, six operands."""
+
+from dataclasses import dataclass
+
+from narrowcast.errors import InputError
+from narrowcast.ops import Gemm, Reuse
+from narrowcast.quantize import Cast
+
+#: label of each operand: (gemm, tensor). x [M, in], w [out, in], g [M, out] = gradient of the output.
+OPERANDS = ("fwd.x", "fwd.w", "dgrad.g", "dgrad.w", "wgrad.g", "wgrad.x")
+WIDE_BITS = 16.0  # a wide tensor kept for backward is a bfloat16 one in real mixed-precision training
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """The three gemms of a linear layer.
+
+    ``fwd: y = x w^T`` (along in), ``dgrad: dx = g w`` (along out), ``wgrad: dw = g^T x`` (along tokens).
+    Each operand is cast from its wide source, or reuses the first cast of the same tensor (`Reuse`).
+    """
+
+    fwd: Gemm
+    dgrad: Gemm
+    wgrad: Gemm
+
+    def __post_init__(self) -> None:
+        for label in ("fwd.x", "fwd.w", "dgrad.g"):
+            if isinstance(self.operand(label), Reuse):
+                raise InputError(f"operand {label} cannot reuse a cast: it is the first of its tensor")
+        for gemm, tensor in (("fwd", "w"), ("dgrad", "g")):
+            if getattr(self, gemm).transform and isinstance(self._later(tensor), Reuse):
+                raise InputError(f"operand {tensor} of {gemm} is rotated, so its codes cannot be reused elsewhere")
+        if self.fwd.transform and isinstance(self.operand("wgrad.x"), Reuse):
+            raise InputError("operand x of fwd is rotated, so its codes cannot be reused elsewhere")
+
+    def operand(self, label: str) -> Cast | Reuse:
+        """Return the cast of operand ``label``, one of `OPERANDS`."""
+        gemm, tensor = label.split(".")
+        side = "b" if label in ("fwd.w", "dgrad.w", "wgrad.x") else "a"
+        operand: Cast | Reuse = getattr(getattr(self, gemm), side)
+        return operand
+
+    def cast(self, label: str) -> Cast:
+        """Return the cast whose codes operand ``label`` consists of, looking through `Reuse`."""
+        operand = self.operand(label)
+        if isinstance(operand, Cast):
+            return operand
+        first = {"w": "fwd.w", "g": "dgrad.g", "x": "fwd.x"}[label.split(".")[1]]
+        return operand.then or self.cast(first)
+
+    def _later(self, tensor: str) -> Cast | Reuse:
+        return self.operand("dgrad.w" if tensor == "w" else "wgrad.g")
+
+    @property
+    def random(self) -> bool:
+        """Whether any of the gemms draws random bits."""
+        return self.fwd.random or self.dgrad.random or self.wgrad.random
+
+    @property
+    def history(self) -> int:
+        """Length of the longest amax history that any operand keeps, 0 for none."""
+        delays = [self.cast(label).scale.delayed for label in OPERANDS]
+        return max((d.length for d in delays if d is not None), default=0)
+
+    def saved_bits(self, tensor: str, shape: tuple[int, ...]) -> float:
+        """Return bits per element kept for backward of ``tensor`` ("x" or "w") of ``shape``, as hardware would.
+
+        Codes where the backward pass reuses them; else the wide source, counted as bfloat16. Float32 stays 32.
+        """
+        label, first = ("wgrad.x", "fwd.x") if tensor == "x" else ("dgrad.w", "fwd.w")
+        cast = self.cast(first)
+        if isinstance(self.operand(label), Reuse):
+            return cast.bits_per_element(shape)
+        return 32.0 if cast.is_identity else WIDE_BITS

@@ -1,0 +1,95 @@
+"""The heavy operations, written plainly: this is the emulation, and so the definition.
+
+Legend: ``M`` tokens (rows of x), ``N`` output features, ``K`` the contraction axis of the gemm at hand, always last:
+``a [M, K]``, ``b [N, K]``, ``a @ b.T``. So every scale tile and every Hadamard block runs along K.
+"""
+
+from dataclasses import dataclass
+from math import lcm
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from narrowcast.errors import InputError
+from narrowcast.formats import Format, Stream
+from narrowcast.quantize import Cast
+from narrowcast.quantize import cast as cast_of
+from narrowcast.transforms import Hadamard
+
+WIDE = Cast(cast_of("float32").format)  # the cast that changes nothing
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """An operand made from the codes that an earlier gemm made of the same tensor, not from the wide source.
+
+    x and w are first cast by the forward gemm, g by dgrad. Reusing them is what lets a layer keep codes instead of
+    the wide tensor for the backward pass. With ``then``, the decoded values are cast once more along the new
+    contraction axis (DeepSeek-V3 re-quantizes 1x128 tiles to 128x1 so).
+    """
+
+    then: Cast | None = None
+
+    def __str__(self) -> str:
+        return f"reuse/{self.then}" if self.then else "reuse"
+
+
+REUSE = Reuse()
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """A product of two casts: ``a [M, K] @ b [N, K].T``, accumulated in float32.
+
+    Attributes:
+        a, b: how each operand is narrowed, from the wide source or by `Reuse`.
+        transform: change of basis on the contraction axis of both operands; it cancels in the product.
+        out: format that the product is rounded to, or None for float32.
+    """
+
+    a: Cast | Reuse
+    b: Cast | Reuse
+    transform: Hadamard | None = None
+    out: Format | None = None
+
+    def __post_init__(self) -> None:
+        if self.transform and (isinstance(self.a, Reuse) or isinstance(self.b, Reuse)):
+            raise InputError("a gemm with a shared transform needs both operands from their wide sources, not reused")
+
+    @property
+    def casts(self) -> tuple[Cast, Cast]:
+        """The casts applied at this gemm; a plain `Reuse` applies none."""
+        return _applied(self.a), _applied(self.b)
+
+    @property
+    def random(self) -> bool:
+        """Whether this gemm draws random bits."""
+        return any(c.random for c in self.casts) or (self.transform is not None and self.transform.signs == "fresh")
+
+
+def _applied(operand: Cast | Reuse) -> Cast:
+    return (operand.then or WIDE) if isinstance(operand, Reuse) else operand
+
+
+def contraction_source(gemm: Gemm, x: Tensor, stream: Stream | None, what: str) -> Tensor:
+    """Return operand ``x [., K]`` ready for its cast: padded along K where the casts allow it, and rotated.
+
+    Both operands of a gemm are padded to the same K (zeros add nothing to the product).
+    """
+    a, b = gemm.casts
+    multiple = lcm(a.padding_multiple(), b.padding_multiple(), gemm.transform.size if gemm.transform else 1)
+    short = -x.shape[-1] % multiple
+    if short:
+        if not (a.tile.pad or b.tile.pad):
+            raise InputError(
+                f"{what} of shape {tuple(x.shape)}: the contraction axis is not a multiple of {multiple}, which "
+                f"{a} and {b} need; change the layer's or batch's size, or use tiles with '+pad'"
+            )
+        x = F.pad(x, (0, short))
+    return gemm.transform.forward(x, stream) if gemm.transform else x
+
+
+def matmul(a: Tensor, b: Tensor, gemm: Gemm) -> Tensor:
+    """Multiply prepared operands ``a [M, K]`` and ``b [N, K]``: float32 products and sums, rounded to ``out``."""
+    product = a @ b.mT
+    return gemm.out.round(product) if gemm.out is not None else product

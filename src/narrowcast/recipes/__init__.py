@@ -1,0 +1,50 @@
+"""Floor 5: one file per method, each a `Recipe` and its paper. A new recipe is one file and one row here."""
+
+from importlib import import_module
+
+from torch import nn
+
+from narrowcast.errors import InputError, nearest
+from narrowcast.nn.convert import Conversion
+from narrowcast.recipes.recipe import LossScale, Recipe
+
+_MODULES = (
+    "fp32",
+    "bf16",
+    "fp16",
+    "fp8_delayed",
+    "fp8_tensorwise",
+    "fp8_rowwise",
+    "fp8_block",
+    "mxfp8",
+    "mxfp4",
+    "mxfp4_rht_sr",
+    "nvfp4",
+    "int8_block",
+)
+
+
+def recipes() -> dict[str, Recipe]:
+    """Return every recipe by name, from the widest to the narrowest."""
+    found = [import_module(f"narrowcast.recipes.{name}").RECIPE for name in _MODULES]
+    return {r.name: r for r in found}
+
+
+def recipe(name: str | Recipe) -> Recipe:
+    """Return the recipe called ``name``; InputError with the nearest names."""
+    if isinstance(name, Recipe):
+        return name
+    known = recipes()
+    if name not in known:
+        raise InputError(f"unknown recipe {name!r}{nearest(name, known)}")
+    return known[name]
+
+
+def convert(
+    model: nn.Module, name: str | Recipe, backend: str = "auto", seed: int = 0, only: tuple[str, ...] = ()
+) -> Conversion:
+    """Swap the layers of ``model`` in place after a recipe and return the table of every matmul site."""
+    return recipe(name).convert(model, backend=backend, seed=seed, only=only)
+
+
+__all__ = ["LossScale", "Recipe", "convert", "recipe", "recipes"]

@@ -1,0 +1,55 @@
+"""A recipe: the precision of a whole training run, as data with its paper."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from narrowcast.errors import InputError
+from narrowcast.nn.convert import KEEP_WIDE, Conversion, convert_linears
+from narrowcast.nn.spec import LinearSpec
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """Dynamic loss scaling: multiply the loss, skip steps that overflow (Micikevicius et al. 2017, section 3.2).
+
+    Defaults are torch.amp.GradScaler's: halve at an overflow, double after ``interval`` good steps.
+    """
+
+    initial: float = 65536.0
+    growth: float = 2.0
+    backoff: float = 0.5
+    interval: int = 2000
+
+    def __post_init__(self) -> None:
+        if not (self.initial > 0 and self.growth > 1 and 0 < self.backoff < 1 and self.interval >= 1):
+            raise InputError("loss scale: expected initial > 0, growth > 1, 0 < backoff < 1, interval >= 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is narrowed and how; master weights and optimizer states stay float32 throughout.
+
+    Attributes:
+        name: as in `nc.recipe(name)`.
+        summary: one line.
+        paper: where it comes from.
+        linear: the three gemms of every linear layer, or None to leave them in float32.
+        loss_scale: dynamic loss scaling, or None.
+        keep_wide: glob patterns of modules that stay wide.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    linear: LinearSpec | None = None
+    loss_scale: LossScale | None = None
+    keep_wide: tuple[str, ...] = KEEP_WIDE
+
+    def convert(
+        self, model: nn.Module, *, backend: str = "auto", seed: int = 0, only: tuple[str, ...] = ()
+    ) -> Conversion:
+        """Apply the recipe to ``model`` in place; see `convert_linears`."""
+        return convert_linears(
+            model, self.linear, self.name, backend=backend, seed=seed, keep_wide=self.keep_wide, only=only
+        )
