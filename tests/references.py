@@ -7,6 +7,7 @@ narrowcast, so an agreement is evidence. Format objects are only asked for their
 import math
 from bisect import bisect_right
 from fractions import Fraction
+from functools import lru_cache
 
 DRAW_BITS = 16
 MASK32 = 0xFFFFFFFF
@@ -61,6 +62,12 @@ def last_code(fmt) -> int:
     return all_codes - 1 - reserved[fmt.specials.value]
 
 
+@lru_cache(maxsize=64)
+def ladder_of(fmt) -> "Ladder":
+    """The ladder of a format, built once."""
+    return Ladder(fmt)
+
+
 class Ladder:
     """The non-negative numbers of a minifloat, ascending, with their codes and one rung above the largest."""
 
@@ -82,18 +89,20 @@ class Ladder:
         return self.codes[i + up]
 
 
-def round_minifloat(fmt, x: float, mode: str, draw: int = 0, ladder: Ladder | None = None) -> float:
+def round_minifloat(fmt, x: float, mode: str, draw: int = 0) -> float:
     """The value that ``x`` becomes in ``fmt``, with the sign of zero; NaN stays NaN."""
     negative = math.copysign(1.0, x) < 0
-    if math.isnan(x) or (not fmt.signed and x < 0) or (fmt.bottom.value == "normal" and x == 0):
+    if math.isnan(x) or (fmt.bottom.value == "normal" and x == 0):
         return math.nan
+    if not fmt.signed and x < 0:
+        return 0.0 if fmt.specials.value == "none" else math.nan
     sign = -1.0 if negative and fmt.signed else 1.0
     top = last_code(fmt)
     keeps = fmt.saturate or fmt.specials.value == "none"
     if math.isinf(x):
         code, leaves = top + 1, not keeps
     else:
-        code = (ladder or Ladder(fmt)).round(abs(Fraction(x)), mode, negative, draw)
+        code = ladder_of(fmt).round(abs(Fraction(x)), mode, negative, draw)
         leaves = code > top and not keeps and leaves_range(mode, negative)
     if leaves:
         return sign * math.inf if fmt.specials.value == "ieee" else math.nan

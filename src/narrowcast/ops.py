@@ -91,5 +91,5 @@ def contraction_source(gemm: Gemm, x: Tensor, stream: Stream | None, what: str) 
 
 def matmul(a: Tensor, b: Tensor, gemm: Gemm) -> Tensor:
     """Multiply prepared operands ``a [M, K]`` and ``b [N, K]``: float32 products and sums, rounded to ``out``."""
-    product = a @ b.mT
+    product = a @ b.mT.to(a.dtype)
     return gemm.out.round(product) if gemm.out is not None else product

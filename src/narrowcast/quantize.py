@@ -10,14 +10,16 @@ The arithmetic, the same everywhere: the source as float32, times `Scale.into` (
 back: the value times each factor of `Scale.back` in turn, in float32.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from narrowcast.errors import InputError
-from narrowcast.formats import NEAREST_EVEN, Format, Rounding, Stream, format, formats, pack, rounding, unpack
+from narrowcast.errors import InputError, nearest
+from narrowcast.formats import NEAREST_EVEN, Format, Rounding, Stream, format, formats, pack, unpack
+from narrowcast.formats import rounding as rounding_of
 from narrowcast.formats.format import float32_of
 from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, scale_rule, tile
 from narrowcast.transforms import Hadamard, transform
@@ -68,6 +70,9 @@ class Cast:
     ) -> Tensor:
         """Return what ``x`` becomes, as float32 of the same shape: ``quantize(x).dequantize()`` without the codes.
 
+        The identity cast leaves float64 as it is, so that wide gemms can be checked in double precision.
+
+
         Args:
             x: any float dtype, ``[..., K]``.
             stream: source of random bits, where the cast draws any.
@@ -75,7 +80,7 @@ class Cast:
             what: name for error messages.
         """
         if self.is_identity:
-            return float32_of(x)
+            return x if x.dtype == torch.float64 else float32_of(x)
         source = self._source(x, stream, what)
         blocks, inside = self.tile.blocks(source)
         if isinstance(self.scale, One):
@@ -115,8 +120,8 @@ class Cast:
 
     def _scale(self, blocks: Tensor, inside: tuple[int, ...], history: Tensor | None) -> Scale:
         if not self.scale.needs_amax or blocks.numel() == 0:
-            shape = [1 if axis - blocks.dim() in inside or axis in inside else n for axis, n in enumerate(blocks.shape)]
-            return self.scale.scale(blocks.new_zeros(shape), self.format)
+            one_each = [1 if {a, a - blocks.dim()} & {*inside} else n for a, n in enumerate(blocks.shape)]
+            return self.scale.scale(blocks.new_zeros(one_each), self.format)
         amax = blocks.abs().amax(inside, keepdim=True)
         if self.scale.delayed is not None:
             if history is None:
@@ -195,26 +200,22 @@ def _parse(spelling: str) -> Cast:
     expanded = PRESETS.get(spelling, spelling)
     tokens = expanded.split("/")
     if len(tokens) == 1:
-        if tokens[0] not in formats():
+        try:
+            return Cast(format(spelling))
+        except InputError:
             known = [*formats(), *PRESETS]
-            from narrowcast.errors import nearest
-
-            try:
-                return Cast(format(tokens[0]))
-            except InputError:
-                raise InputError(f"unknown cast or format {spelling!r}{nearest(spelling, known)}") from None
-        return Cast(format(tokens[0]))
+            raise InputError(f"unknown cast or format {spelling!r}{nearest(spelling, known)}") from None
     if not 3 <= len(tokens) <= 5:
         raise InputError(
             f"malformed cast {spelling!r}: found {len(tokens)} parts, expected "
             "format/tile/scale[/rounding[/transform]], e.g. e2m1fn/1x32/e8m0/nearest-even"
         )
-    parsers = (format, tile, scale_rule, rounding, transform)
+    parsers: tuple[Callable[[str], object], ...] = (format, tile, scale_rule, rounding_of, transform)
     parts: list[object] = []
     position = 0
     for parse, token in zip(parsers, tokens, strict=False):
         try:
-            parts.append(parse(token))  # type: ignore[operator]
+            parts.append(parse(token))
         except InputError as error:
             raise InputError(f"malformed cast {spelling!r} at character {position + 1} ({token!r}): {error}") from None
         position += len(token) + 1
@@ -245,7 +246,7 @@ def quantize(x: Tensor, spelling: "str | Cast", axis: int = -1, seed: int | None
     if x.dim() == 0:
         raise InputError("cannot quantize a 0-d tensor: it has no axis to tile; reshape it to [1]")
     q = cast(spelling).quantize(x.movedim(axis, -1), stream)
-    return q if axis in (-1, x.dim() - 1) else QTensor(**{**q.__dict__, "axis": axis})
+    return q if axis in (-1, x.dim() - 1) else replace(q, axis=axis)
 
 
 def round(x: Tensor, fmt: "str | Format", rounding: "str | Rounding" = "nearest-even", seed: int = 0) -> Tensor:
@@ -253,8 +254,6 @@ def round(x: Tensor, fmt: "str | Format", rounding: "str | Rounding" = "nearest-
 
     float64 keeps its dtype but is rounded once, from float64. Stochastic modes draw from ``seed``.
     """
-    from narrowcast.formats import rounding as mode_of
-
-    mode = mode_of(rounding)
+    mode = rounding_of(rounding)
     draws = Stream(seed).bits(x.shape, device=x.device) if mode.random else None
     return format(fmt).round(x, mode, draws).to(x.dtype)

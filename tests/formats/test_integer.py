@@ -91,7 +91,16 @@ def test_two_s_complement_codes():
     assert format_("int4").decode(torch.tensor(8)) == -8  # but has a value
 
 
-@pytest.mark.parametrize(("width", "fields"), [(0, {}), (17, {}), (1, {"signed": True, "symmetric": True})])
-def test_impossible_definitions_are_refused(width, fields):
-    with pytest.raises(InputError, match=r"1 to 16 bits|only zero"):
+@pytest.mark.parametrize(
+    ("width", "fields", "said"),
+    [
+        (0, {}, "1 to 16 bits"),
+        (17, {}, "1 to 16 bits"),
+        (1, {}, "only zero"),
+        (8, {"fraction": -1}, "0 to 100 fractional"),
+        (8, {"fraction": 101}, "0 to 100 fractional"),
+    ],
+)
+def test_impossible_definitions_are_refused(width, fields, said):
+    with pytest.raises(InputError, match=said):
         Integer("impossible", width, **fields)

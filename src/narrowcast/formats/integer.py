@@ -26,7 +26,7 @@ class Integer(Format):
         width: bits of one code, 1 to 16.
         signed: two's complement if True, else 0 to 2**width - 1.
         symmetric: for signed formats, leave out -2**(width-1). A 1-bit signed format is {-1, 0} and never symmetric.
-        fraction: fractional bits; one step is 2**-fraction.
+        fraction: fractional bits, 0 to 100; one step is 2**-fraction.
     """
 
     name: str
@@ -38,6 +38,8 @@ class Integer(Format):
     def __post_init__(self) -> None:
         if not 1 <= self.width <= 16:
             raise InputError(f"format {self.name}: integers have 1 to 16 bits, found {self.width}")
+        if not 0 <= self.fraction <= 100:
+            raise InputError(f"format {self.name}: expected 0 to 100 fractional bits, found {self.fraction}")
         if self.high == self.low:
             raise InputError(f"format {self.name}: one bit, signed and symmetric leaves only zero; use int1_full")
 

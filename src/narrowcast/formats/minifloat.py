@@ -60,7 +60,8 @@ class Minifloat(Format):
         bias: exponent bias; at most 100, or 127 with 8 exponent bits (float32's own).
         specials: which codes are infinity and NaN.
         bottom: what exponent field 0 means.
-        signed: whether a sign bit precedes the exponent. Unsigned formats turn negative values into NaN.
+        signed: whether a sign bit precedes the exponent. Unsigned formats turn negative values into NaN, or into zero
+            where they have none.
         saturate: whether values beyond the maximum, infinities too, become the maximum (OFP8's saturating
             conversion); otherwise they become infinity, or NaN where there is none, or the maximum where there is
             neither.
@@ -86,6 +87,8 @@ class Minifloat(Format):
             raise InputError(f"format {self.name}: its range does not fit float32's")
         if self.specials is Specials.FNUZ and not self.signed:
             raise InputError(f"format {self.name}: fnuz needs a sign bit, its NaN is the code of -0")
+        if self.bottom is Bottom.NORMAL and (self.signed or self.nan_code is None):
+            raise InputError(f"format {self.name}: without a zero it must be unsigned and have a NaN, as e8m0 does")
         if self._is_float32_prefix and self.specials is not Specials.IEEE:
             raise InputError(f"format {self.name}: with float32's bias 127 the specials must be IEEE's")
 

@@ -77,7 +77,7 @@ class _Context:
 
 
 class _Linear(torch.autograd.Function):
-    """``y = x w^T`` with x ``[M, in]``, w ``[out, in]``, both float32."""
+    """``y = x w^T`` with x ``[M, in]``, w ``[out, in]``; the product is float32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, context: _Context, spec: LinearSpec) -> Tensor:
@@ -91,7 +91,7 @@ class _Linear(torch.autograd.Function):
         return matmul(xq, wq, spec.fwd)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, w, *step = ctx.saved_tensors
         spec: LinearSpec = ctx.spec
         live: _Context = ctx.context
@@ -150,9 +150,8 @@ class Linear(nn.Linear):
         """Return ``x w^T + bias`` for x ``[..., in_features]``."""
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            context = self.context
-            flat = x.reshape(-1, self.in_features).float()
-            y = _Linear.apply(flat, self.weight.float(), context, self.spec)
+            flat = x.reshape(-1, self.in_features)
+            y: Tensor = _Linear.apply(flat, self.weight, self.context, self.spec)  # type: ignore[no-untyped-call]
             y = y.view(*x.shape[:-1], self.out_features)
             return (y + self.bias if self.bias is not None else y).to(dtype)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from narrowcast.errors import InputError
+from narrowcast.formats.views import split_axis
 
 WHOLE = 0  # "the whole extent of this axis"
 
@@ -56,12 +57,12 @@ class Tile:
             return x, tuple(range(x.dim()))
         if self.cols == WHOLE:
             return x, (-1,)
-        view = x.unflatten(-1, (x.shape[-1] // self.cols, self.cols))
+        view = split_axis(x, -1, self.cols)
         if self.rows == 1:
             return view, (-1,)
         if x.dim() < 2:
             raise InputError(f"tile {self} needs at least two axes, found shape {tuple(x.shape)}")
-        return view.unflatten(-3, (x.shape[-2] // self.rows, self.rows)), (-3, -1)
+        return split_axis(view, -3, self.rows), (-3, -1)
 
     def count(self, shape: tuple[int, ...]) -> int:
         """Return how many tiles cover a tensor of ``shape``."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from narrowcast.errors import InputError
 from narrowcast.formats import Stream
+from narrowcast.formats.views import split_axis
 
 # The fixed sign vector that TransformerEngine ships for its 16-wide transform (sheet 25, golden checks).
 _TE_SIGNS_16 = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
@@ -58,12 +59,12 @@ class Hadamard:
     def _blocks(self, x: Tensor) -> Tensor:
         if x.shape[-1] % self.size:
             raise InputError(f"{self} does not divide the last axis of shape {tuple(x.shape)}; pad it first")
-        return x.unflatten(-1, (x.shape[-1] // self.size, self.size))
+        return split_axis(x, -1, self.size)
 
     def _butterflies(self, blocks: Tensor) -> Tensor:
         half = 1
         while half < self.size:
-            low, high = blocks.unflatten(-1, (self.size // (2 * half), 2, half)).unbind(-2)
+            low, high = split_axis(split_axis(blocks, -1, half), -2, 2).unbind(-2)
             blocks = torch.stack([low + high, low - high], dim=-2).flatten(-3)
             half *= 2
         return blocks * (1 / math.sqrt(self.size))

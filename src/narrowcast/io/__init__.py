@@ -1,0 +1,18 @@
+"""Floor 6: files. Atomic, checksummed, and read with suspicion."""
+
+from narrowcast.io.checkpoint import load_checkpoint, save_checkpoint
+from narrowcast.io.files import sha256, write_atomic
+from narrowcast.io.huggingface import load_model, save_model
+from narrowcast.io.runs import open_run, read_settings, truncate_metrics
+
+__all__ = [
+    "load_checkpoint",
+    "load_model",
+    "open_run",
+    "read_settings",
+    "save_checkpoint",
+    "save_model",
+    "sha256",
+    "truncate_metrics",
+    "write_atomic",
+]

@@ -1,0 +1,104 @@
+"""Hugging Face model folders: read with every check a person would want, written without our buffers.
+
+Only safetensors weights are read: a pickle can run code, so it is refused unread. Nothing is ever downloaded, and no
+code of a model folder is ever run.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from narrowcast.errors import InputError
+from narrowcast.io.files import write_atomic
+from narrowcast.models import from_config
+
+
+def load_model(path: Path, seed: int = 0) -> tuple[nn.Module, Path | None]:
+    """Return (float32 causal language model, path of its tokenizer.json or None).
+
+    ``path`` is a model folder (config.json and safetensors: the weights are loaded) or a bare config file (weights
+    are drawn from ``seed``). Raises InputError for everything that is missing, truncated, foreign or not finite.
+    """
+    if not path.exists():
+        raise InputError(f"--model {path}: no such file or folder; give a model folder or a config.json")
+    if path.is_file():
+        return from_config(_config(path), seed), None
+    if not (path / "config.json").is_file():
+        raise InputError(f"--model {path}: has no config.json; expected a Hugging Face model folder")
+    config = _config(path / "config.json")
+    files = _weight_files(path)
+    model = from_config(config, seed)
+    _load_weights(model, files, path)
+    tokenizer = path / "tokenizer.json"
+    return model, tokenizer if tokenizer.is_file() else None
+
+
+def _config(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a JSON config ({error})") from None
+    kind = settings.pop("model_type", None) if isinstance(settings, dict) else None
+    if kind is None:
+        raise InputError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
+    try:
+        return AutoConfig.for_model(kind, **settings)
+    except ValueError as error:
+        raise InputError(f"{path}: transformers does not know model_type {kind!r} ({str(error)[:80]})") from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise InputError(f"--model {folder}: {len(missing)} of {len(names)} shards missing, first {missing[0]}")
+        return [folder / name for name in names]
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl"))
+    found = f"found {pickles[0]}, a pickle, which is refused unread" if pickles else "found no weights"
+    raise InputError(f"--model {folder}: {found}; expected model.safetensors (convert with save_pretrained)")
+
+
+def _load_weights(model: nn.Module, files: list[Path], folder: Path) -> None:
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            with safetensors.safe_open(file, framework="pt") as opened:
+                state.update({name: opened.get_tensor(name).float() for name in opened.keys()})  # noqa: SIM118
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(f"{file}: truncated or not safetensors ({error}); copy it again") from None
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"--model {folder}: tensor {name} holds NaN or infinite values; the weights are damaged")
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise InputError(f"--model {folder}: {str(error).splitlines()[-1].strip()}") from None
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    missing = [name for name in missing if name not in tied]
+    if missing or unexpected:
+        wrong = f"lacks {missing[0]}" if missing else f"holds unknown {unexpected[0]}"
+        count = len(missing) + len(unexpected)
+        raise InputError(f"--model {folder}: the weights do not fit config.json: {wrong} ({count} such tensors)")
+    model.tie_weights()  # type: ignore[operator]
+
+
+def save_model(model: nn.Module, tokenizer: str, folder: Path) -> None:
+    """Write ``model`` as a Hugging Face folder: float32 weights, config, tokenizer. Casts' own state is left out."""
+    names = {name for name, _ in model.named_parameters()}
+    state = {n: t.detach().contiguous() for n, t in model.state_dict().items() if n in names}
+    write_atomic(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
+    write_atomic(folder / "config.json", model.config.to_json_string().encode())  # type: ignore[union-attr, operator]
+    write_atomic(folder / "tokenizer.json", tokenizer.encode())
+    fast = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    write_atomic(folder / "tokenizer_config.json", json.dumps(fast).encode())

@@ -1,0 +1,37 @@
+"""Language models from `transformers`: the default small Llama, or any config."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def default_config(vocab: int, context: int) -> Any:
+    """Return the config of a Llama of about 1.1 million parameters at a vocabulary of 1024.
+
+    Widths are multiples of 128, so that every tile in use divides them.
+    """
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=max(context, 256),
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+
+
+def from_config(config: Any, seed: int) -> nn.Module:
+    """Return a float32 causal language model with weights drawn from ``seed``; the global generator is left alone."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    return model.train()

@@ -1,0 +1,310 @@
+"""One recipe, real training: deterministic, resumable, and loud when something goes wrong.
+
+Batches are a pure function of (corpus, seed, step), initial weights of (config, seed): two recipes with one seed see
+the same of both. Everything that a step depends on is in the checkpoint, so a run killed at any moment and resumed
+gives the same losses bit for bit.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from narrowcast.errors import CheckFailed, InputError
+from narrowcast.health import name_first_non_finite
+from narrowcast.io import load_checkpoint, load_model, open_run, save_checkpoint, save_model, truncate_metrics
+from narrowcast.metrics import mean_loss, next_token_loss
+from narrowcast.models import default_config, from_config
+from narrowcast.nn import Conversion
+from narrowcast.optim import LossScaler, learning_rate
+from narrowcast.recipes import Recipe, recipe
+from narrowcast.workloads import TokenizedCorpus, load_corpus, tokenize
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the numbers of a run.
+
+    Attributes:
+        recipe: name of the recipe.
+        data: text file or folder, None for the standard library's source.
+        model: Hugging Face folder or config file, None for the small default Llama.
+        steps, batch, context, accumulate: updates; sequences per micro-batch; tokens per sequence; micro-batches.
+        lr, warmup, schedule, weight_decay, clip: AdamW's peak rate and schedule; decay of matrices; gradient norm.
+        seed: of the weights, the batches and the random bits.
+        vocab: size of the BPE trained on the corpus (unused with a model folder that has a tokenizer).
+        eval_every, eval_batches: validation interval in steps, and batches used.
+        checkpoint_every: interval in steps.
+        backend: ``auto``, ``emulate`` or ``native``.
+    """
+
+    recipe: str = "bf16"
+    data: Path | None = None
+    model: Path | None = None
+    steps: int = 150
+    batch: int = 8
+    context: int = 128
+    accumulate: int = 1
+    lr: float = 3e-3
+    warmup: int = 15
+    schedule: str = "cosine"
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    seed: int = 0
+    vocab: int = 1024
+    eval_every: int = 50
+    eval_batches: int = 8
+    checkpoint_every: int = 50
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "context", "accumulate", "eval_every", "eval_batches", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}")
+        if not (self.lr > 0 and self.clip > 0 and self.weight_decay >= 0 and self.warmup >= 0):
+            raise InputError("--lr and --clip must be positive, --weight-decay and --warmup not negative")
+        if self.vocab < 257:
+            raise InputError(f"--vocab: expected at least 257 (256 bytes and the end token), found {self.vocab}")
+        learning_rate(self.schedule, 0, 1, 0, 1.0)  # names the known schedules where this one is unknown
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a progress bar may show after each step."""
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    seconds: float
+    tokens_per_second: float
+
+
+@dataclass
+class TrainResult:
+    """A run in memory.
+
+    Attributes:
+        model: the converted, trained model.
+        conversion: the table of what became of every layer.
+        tokens: the tokenized corpus.
+        tokens_per_step: tokens that one update sees.
+        probe_batch: int64 ``[batch, context + 1]``, the first validation batch.
+        train_losses, val_losses: ``(step, nats per token)``; validation at 0, every interval, and the end.
+        seconds: of each update of this process.
+        skipped_steps: updates skipped by the loss scaler.
+    """
+
+    model: nn.Module
+    conversion: Conversion
+    tokens: TokenizedCorpus
+    tokens_per_step: int
+    probe_batch: Tensor
+    train_losses: list[tuple[int, float]] = field(default_factory=list)
+    val_losses: list[tuple[int, float]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    skipped_steps: int = 0
+
+    @property
+    def final_val_loss(self) -> float:
+        """Validation loss at the end."""
+        return self.val_losses[-1][1]
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Median time of one update."""
+        return statistics.median(self.seconds) if self.seconds else 0.0
+
+
+def build(config: TrainConfig) -> tuple[nn.Module, TokenizedCorpus]:
+    """Return the wide model at its initial weights, and the tokenized corpus."""
+    corpus = load_corpus(config.data)
+    model, tokenizer = load_model(config.model, config.seed) if config.model else (None, None)
+    tokens = tokenize(corpus, config.vocab, tokenizer)
+    tokens.check(config.context)
+    if model is None:
+        model = from_config(default_config(tokens.vocab, config.context), config.seed)
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    if tokens.vocab > rows:
+        raise InputError(f"--model {config.model}: embeds {rows} tokens, the tokenizer has {tokens.vocab}; use its own")
+    return model, tokens
+
+
+class Trainer:
+    """One run: a model, its optimizer, and the loop around them. Use `train`, which drives it."""
+
+    def __init__(self, config: TrainConfig, out: Path | None) -> None:
+        self.config, self.out = config, out
+        self.recipe: Recipe = recipe(config.recipe)
+        model, tokens = build(config)
+        conversion = self.recipe.convert(model, backend=config.backend, seed=config.seed)
+        self.model = model
+        self.scaler = LossScaler(self.recipe.loss_scale) if self.recipe.loss_scale else None
+        matrices = [p for p in model.parameters() if p.dim() >= 2]
+        others = [p for p in model.parameters() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
+        self.validation = tokens.validation_batches(config.eval_batches, config.batch, config.context)
+        seen = config.batch * config.context * config.accumulate
+        self.result = TrainResult(model, conversion, tokens, seen, self.validation[0])
+        self.step = 0
+
+    def run(self, on_step: Callable[[StepInfo], None] | None) -> TrainResult:
+        """Train from the current step to the last."""
+        if not self.result.val_losses:
+            self._validate()
+        while self.step < self.config.steps:
+            start = time.perf_counter()
+            loss, rate = self.update()
+            elapsed = time.perf_counter() - start
+            self.result.seconds.append(elapsed)
+            self.result.train_losses.append((self.step, loss))
+            self._log({"step": self.step, "loss": loss, "lr": rate, "seconds": round(elapsed, 4)})
+            last = self.step == self.config.steps
+            if last or self.step % self.config.eval_every == 0:
+                self._validate()
+            if self.out is not None and (last or self.step % self.config.checkpoint_every == 0):
+                self.save()
+            if on_step is not None:
+                speed = self.result.tokens_per_step / elapsed
+                on_step(StepInfo(self.step, self.config.steps, loss, rate, elapsed, speed))
+        self.result.skipped_steps = self.scaler.skipped if self.scaler else 0
+        return self.result
+
+    def update(self) -> tuple[float, float]:
+        """Make one optimizer step; return (loss, learning rate). The loss scale stays put between micro-batches."""
+        c = self.config
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        scale = self.scaler.scale if self.scaler else 1.0
+        for micro in range(c.accumulate):
+            tokens = self.result.tokens.batch(c.seed, self.step, micro, c.batch, c.context)
+            loss = next_token_loss(self.model, tokens) / c.accumulate
+            if not loss.isfinite():
+                self._diverged(tokens)
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        rate = learning_rate(c.schedule, self.step, c.steps, c.warmup, c.lr)
+        if self._gradients_ready(tokens):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.step += 1
+        return total, rate
+
+    def _gradients_ready(self, tokens: Tensor) -> bool:
+        """Unscale and clip; return False where the loss scaler says to skip this update."""
+        parameters = list(self.model.parameters())
+        if self.scaler is not None:
+            finite = self.scaler.unscale(parameters)
+            self.scaler.update(finite)
+            if not finite:
+                return False
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        if not norm.isfinite():
+            self._diverged(tokens)
+        return True
+
+    def _diverged(self, tokens: Tensor) -> NoReturn:
+        culprit = name_first_non_finite(self.model, tokens)
+        kept = f"; the last checkpoint in {self.out} is good" if self.out else ""
+        raise CheckFailed(f"recipe {self.recipe.name} diverged at step {self.step}: {culprit} is not finite{kept}")
+
+    def _validate(self) -> None:
+        loss = mean_loss(self.model, self.validation)
+        self.result.val_losses.append((self.step, loss))
+        self._log({"step": self.step, "val_loss": loss})
+
+    def _log(self, record: dict[str, Any]) -> None:
+        if self.out is not None:
+            with (self.out / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    # --- checkpoints ---
+
+    def save(self) -> None:
+        """Write a checkpoint of everything that the next step depends on."""
+        assert self.out is not None
+        tensors = {f"model.{n}": t for n, t in self._tensors().items()}
+        for name, p in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(p, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value
+        scaler = [self.scaler.scale, self.scaler.good, self.scaler.skipped] if self.scaler else None
+        save_checkpoint(self.out / "checkpoints", self.step, tensors, {"scaler": scaler})
+
+    def load(self) -> None:
+        """Continue from the newest checkpoint of the run folder, or from the start where there is none."""
+        assert self.out is not None
+        found = load_checkpoint(self.out / "checkpoints")
+        self.step = 0
+        if found is not None:
+            self.step, tensors, state = found
+            self._restore(tensors)
+            if self.scaler is not None:
+                self.scaler.scale, self.scaler.good, self.scaler.skipped = state["scaler"]
+        for record in truncate_metrics(self.out / "metrics.jsonl", self.step if found else -1):
+            losses = self.result.train_losses if "loss" in record else self.result.val_losses
+            losses.append((record["step"], record.get("loss", record.get("val_loss"))))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, target in self._tensors().items():
+                target.copy_(tensors[f"model.{name}"])
+        for name, p in self.model.named_parameters():
+            prefix = f"optimizer.{name}."
+            state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+            if state:
+                self.optimizer.state[p] = state
+
+
+def train(
+    config: TrainConfig,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_step: Callable[[StepInfo], None] | None = None,
+) -> TrainResult:
+    """Train one model under one recipe.
+
+    Args:
+        config: what decides the numbers.
+        out: run folder (metrics, checkpoints, the final model), or None to keep everything in memory.
+        resume: continue the run in ``out`` from its newest checkpoint; the settings must be the same.
+        overwrite: replace the run in ``out``.
+        on_step: called after every update.
+
+    Raises InputError for bad input, before anything is written; CheckFailed where the run diverges, naming the first
+    tensor that is not finite.
+    """
+    require_torch(torch.__version__)
+    trainer = Trainer(config, out)
+    if out is not None:
+        open_run(out, config.to_json(), resume=resume, overwrite=overwrite)
+        if resume:
+            trainer.load()
+    result = trainer.run(on_step)
+    if out is not None:
+        save_model(result.model, result.tokens.tokenizer, out / "model")
+    return result
+
+
+def require_torch(version: str, minimum: tuple[int, int] = (2, 11)) -> None:
+    """Raise InputError where torch ``version`` is older than ``minimum``."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) < minimum:
+        needed = ".".join(map(str, minimum))
+        raise InputError(f"torch {version} is too old: expected {needed} or newer; pip install -U torch")

@@ -1,0 +1,138 @@
+"""From texts to batches: a byte-level BPE, cached token ids, and batches as pure functions of (seed, step)."""
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save
+from torch import Tensor
+
+from narrowcast.errors import InputError
+from narrowcast.workloads.corpus import Corpus
+
+END = "<|endoftext|>"
+
+
+def cache_folder() -> Path:
+    """Return the folder for derived data: ``$XDG_CACHE_HOME/narrowcast`` or ``~/.cache/narrowcast``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "narrowcast"
+
+
+@dataclass(frozen=True)
+class TokenizedCorpus:
+    """A corpus as token ids.
+
+    Attributes:
+        corpus: the texts.
+        train, validation: int64 ids, documents joined by the end-of-text token.
+        vocab: vocabulary size.
+        tokenizer: the serialized tokenizer (``tokenizer.json``).
+    """
+
+    corpus: Corpus
+    train: Tensor
+    validation: Tensor
+    vocab: int
+    tokenizer: str
+
+    def batch(self, seed: int, step: int, micro: int, batch: int, context: int) -> Tensor:
+        """Return training tokens int64 ``[batch, context + 1]``, a pure function of its arguments."""
+        key = f"{seed}/{step}/{micro}".encode()
+        rng = np.random.Generator(np.random.Philox(int.from_bytes(hashlib.sha256(key).digest()[:8], "big")))
+        starts = rng.integers(0, self.train.numel() - context, size=batch)
+        return torch.stack([self.train[s : s + context + 1] for s in starts.tolist()])
+
+    def validation_batches(self, count: int, batch: int, context: int) -> list[Tensor]:
+        """Return up to ``count`` fixed batches ``[<= batch, context + 1]``, spread evenly over the validation text."""
+        windows = (self.validation.numel() - 1) // context
+        wanted = min(count * batch, windows)
+        starts = [int(i * windows / wanted) * context for i in range(wanted)]
+        rows = [self.validation[s : s + context + 1] for s in starts]
+        return [torch.stack(rows[i : i + batch]) for i in range(0, wanted, batch)]
+
+    def check(self, context: int) -> None:
+        """Raise InputError where the corpus is too small for one window of ``context`` tokens on either side."""
+        for side, ids in (("training", self.train), ("validation", self.validation)):
+            if ids.numel() <= context:
+                raise InputError(
+                    f"--data {self.corpus.name}: {ids.numel()} {side} tokens, expected more than {context}; "
+                    "give more text or a smaller --context"
+                )
+
+
+def tokenize(corpus: Corpus, vocab: int, tokenizer_file: Path | None = None) -> TokenizedCorpus:
+    """Return ``corpus`` as ids, under a BPE trained on it (cached) or the one in ``tokenizer_file``."""
+    from tokenizers import Tokenizer
+
+    if tokenizer_file is not None:
+        try:
+            tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise InputError(f"{tokenizer_file}: not a tokenizer.json ({error})") from None
+        serialized = tokenizer.to_str()
+    else:
+        serialized = _cached_tokenizer(corpus, vocab)
+        tokenizer = Tokenizer.from_str(serialized)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    ids = _cached_ids(corpus, tokenizer, serialized)
+    train, validation = (torch.from_numpy(ids[side].astype(np.int64)) for side in ("train", "validation"))
+    return TokenizedCorpus(corpus, train, validation, tokenizer.get_vocab_size(), serialized)
+
+
+def _cached_tokenizer(corpus: Corpus, vocab: int) -> str:
+    path = cache_folder() / f"bpe-{corpus.digest[:16]}-{vocab}.json"
+    if path.is_file():
+        return path.read_text()
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus.train, trainer)
+    serialized: str = tokenizer.to_str()
+    _write(path, serialized.encode())
+    return serialized
+
+
+def _cached_ids(corpus: Corpus, tokenizer: Any, serialized: str) -> dict[str, Any]:
+    key = hashlib.sha256((corpus.digest + serialized).encode()).hexdigest()[:16]
+    path = cache_folder() / f"ids-{key}.safetensors"
+    if path.is_file():
+        return dict(load_file(path))
+    end = next((i for t in (END, "</s>") if (i := tokenizer.token_to_id(t)) is not None), None)
+    sides = {"train": corpus.train, "validation": corpus.validation}
+    ids = {side: _encode(texts, tokenizer, end) for side, texts in sides.items()}
+    _write(path, save(ids))
+    return ids
+
+
+def _encode(texts: tuple[str, ...], tokenizer: Any, end: int | None) -> Any:
+    pieces: list[int] = []
+    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
+        pieces.extend(encoding.ids)
+        if end is not None:
+            pieces.append(end)
+    return np.asarray(pieces, dtype=np.int32)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a cache file atomically; a cache that cannot be written is no error, the work is only done again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(content)
+        os.replace(file.name, path)
+    except OSError:
+        return

@@ -1,0 +1,89 @@
+"""The module swap and its table."""
+
+import pytest
+import torch
+from torch import nn
+
+import narrowcast as nc
+from narrowcast.errors import InputError
+from narrowcast.nn import Linear
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up = nn.Parameter(torch.randn(4, 32, 64))
+
+
+class Odd(nn.Linear):
+    """A subclass with behaviour of its own."""
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(10, 32)
+        self.block = nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 32))
+        self.odd = Odd(32, 32)
+        self.conv = nn.Conv1d(32, 32, 3)
+        self.experts = Experts()
+        self.lm_head = nn.Linear(32, 10)
+
+
+def test_the_table_has_every_matmul_site_and_a_reason_for_each_wide_one():
+    model = Net()
+    weights = {n: p for n, p in model.named_parameters()}
+    report = nc.convert(model, "fp8-rowwise")
+    rows = {row.name: row for row in report.rows}
+    assert {n for n, r in rows.items() if r.became == "narrow"} == {"block.0", "block.2"}
+    assert set(rows) == {"embed_tokens", "block.0", "block.2", "odd", "conv", "experts.gate_up", "lm_head"}
+    assert all(row.why for row in report.rows)
+    assert rows["lm_head"].why == "kept wide by rule '*lm_head'"
+    assert rows["experts.gate_up"].kind == "experts"
+    assert rows["experts.gate_up"].shape == (4, 32, 64)
+    assert rows["block.0"].backend == "emulate"
+    assert isinstance(model.block[0], Linear)
+    assert model.block[0].site == "block.0"
+    assert all(p is weights[n] for n, p in model.named_parameters()), "parameters are kept, not copied"
+    assert all(row.name in report.table() for row in report.rows)
+
+
+def test_only_picks_layers():
+    model = Net()
+    report = nc.convert(model, "bf16", only=("block.0",))
+    assert [row.name for row in report.narrow] == ["block.0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(only=("blok.*",)), "pattern 'blok.*' matches no module"),
+        (dict(only=("lm_head",)), "no linear layer of the model is to be converted"),
+        (dict(backend="native"), "backend 'native' cannot run here: device cpu has no narrow tensor cores"),
+        (dict(backend="nativ"), "unknown backend 'nativ'; nearest: native"),
+    ],
+)
+def test_refusals_leave_the_model_alone(arguments, message):
+    model = Net()
+    with pytest.raises(InputError) as error:
+        nc.convert(model, "fp8-rowwise", **arguments)
+    assert message in str(error.value)
+    assert not any(isinstance(m, Linear) for m in model.modules())
+
+
+def test_a_converted_model_is_refused():
+    model = Net()
+    nc.convert(model, "bf16")
+    with pytest.raises(InputError, match=r"'block\.0' is converted already"):
+        nc.convert(model, "fp8-rowwise")
+
+
+def test_fp32_converts_nothing_and_says_so():
+    report = nc.convert(Net(), "fp32")
+    assert not report.narrow
+    assert {r.why for r in report.rows if r.kind == "Linear"} == {"the recipe leaves linear layers alone"}
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="unknown recipe 'fp8-rowise'; nearest: fp8-rowwise"):
+        nc.convert(Net(), "fp8-rowise")
