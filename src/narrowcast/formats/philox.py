@@ -25,16 +25,21 @@ Word = Tensor | int
 def philox(counter: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Return the four 32-bit words of Philox 4x32-10 at ``counter`` under ``key``.
 
-    Words are int64 tensors (any broadcastable shapes) or ints holding unsigned 32-bit values.
+    Words are int64 tensors (any broadcastable shapes) or ints holding unsigned 32-bit values. Even and odd words
+    travel as pairs, which halves the number of small operations (7 a round).
     """
-    c0, c1, c2, c3 = (torch.as_tensor(c) for c in counter)
+    words = torch.broadcast_tensors(*(torch.as_tensor(c) for c in counter))
+    even, odd = torch.stack([words[0], words[2]]), torch.stack([words[1], words[3]])
+    column = (2,) + (1,) * (even.dim() - 1)
+    multipliers = torch.tensor(_MULTIPLIERS, device=even.device).view(column)
     k0, k1 = key
     for _ in range(_ROUNDS):
         # int64 products wrap, but their low 64 bits are right: shift and mask read them as unsigned.
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (p1 >> 32 & _MASK) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32 & _MASK) ^ c3 ^ k1, p0 & _MASK
+        product = (even * multipliers).flip(0)
+        even = (product >> 32 & _MASK) ^ odd ^ torch.tensor((k0, k1), device=even.device).view(column)
+        odd = product & _MASK
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    return even[0], odd[0], even[1], odd[1]
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,9 @@ class Stream:
             count *= size
         blocks = -(-count // _DRAWS_PER_COUNTER)
         words = self._words(torch.arange(blocks, dtype=torch.int64, device=device))
-        draws = torch.stack([half for w in words for half in (w & 0xFFFF, w >> 16)], dim=-1)
-        return draws.int().flatten()[:count].view(shape)
+        stacked = torch.stack(words, dim=-1)
+        draws = torch.stack([stacked & 0xFFFF, stacked >> 16], dim=-1)
+        return draws.flatten()[:count].int().view(shape)
 
     def _at(self, index: Tensor) -> Tensor:
         words = torch.stack(self._words(index // _DRAWS_PER_COUNTER), dim=-1)

@@ -7,7 +7,8 @@ A scale always multiplies to get back: ``x ~ value * scale``. A rule turns ``ama
 - amax NaN or infinite: the scale is NaN and the whole tile decodes to NaN. A non-finite value is never hidden.
 - amax subnormal: float32 scales stop at 2**-126 and e8m0 at 2**-127, so the reciprocal stays finite; what is smaller
   underflows to zero codes. Reciprocals of narrow-float scales are capped at float32's maximum (TransformerEngine).
-- amax = float32's maximum: nothing special happens; no rule overflows.
+- amax = float32's maximum: no scale overflows. A value whose nearest grid point lies beyond float32 (2**128, only
+  near that maximum) decodes to infinity, as it must.
 
 Sources: OCP MX v1.0, 6.3 (floor); formats-reference, section 3.
 """
@@ -83,6 +84,18 @@ class ScaleRule(ABC):
         return None
 
 
+def _divided(dividend: Tensor | float, divisor: Tensor | float) -> Tensor:
+    """Return the correctly rounded float32 quotient, the same on every device.
+
+    With a number on either side torch multiplies by a reciprocal instead (``number / tensor`` everywhere, ``tensor /
+    number`` on CUDA), which is another rounding and now and then another last bit.
+    """
+    if isinstance(dividend, Tensor):
+        return dividend / torch.full_like(dividend, divisor)
+    assert isinstance(divisor, Tensor)
+    return torch.full_like(divisor, dividend) / divisor
+
+
 def _poisoned(scale: Tensor, amax: Tensor) -> Tensor:
     """Return ``scale`` with NaN where ``amax`` is not finite."""
     return torch.where(amax.isfinite(), scale, float("nan"))
@@ -126,7 +139,7 @@ class Wide(ScaleRule):
 
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return float32 scales."""
-        scale = (amax / element.max).clamp_min(SMALLEST)
+        scale = _divided(amax, element.max).clamp_min(SMALLEST)
         scale = _poisoned(torch.where(amax == 0, 1.0, scale), amax)
         return Scale(scale, (scale,), scale.reciprocal())
 
@@ -174,7 +187,7 @@ def _ceil_exponent(amax: Tensor, element: Format) -> Tensor:
 
 def _even(amax: Tensor, element: Format) -> Tensor:
     """Floor after rounding amax half up to the element's mantissa (torchao's EVEN, compressed-tensors)."""
-    half = 1 << (FLOAT32_MANTISSA - element.precision - 1)
+    half = (1 << (FLOAT32_MANTISSA - element.precision)) >> 1
     return ((amax.view(torch.int32) + half) >> FLOAT32_MANTISSA) - FLOAT32_BIAS - element.top_exponent
 
 
@@ -241,7 +254,8 @@ class Narrow(ScaleRule):
 
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return codes of the scale format; a scale that rounds to 0 flushes its tile."""
-        value = self.format.round(torch.where(amax == 0, 1.0, amax / element.max))
+        exact = _divided(amax, element.max).clamp_max(self.format.max)
+        value = self.format.round(torch.where(amax == 0, 1.0, exact))
         value = _poisoned(value, amax)
         return Scale(self.format.encode(value), (value,), value.reciprocal().clamp_max(FLOAT32_MAX))
 
@@ -262,19 +276,26 @@ class Narrow(ScaleRule):
 class TwoLevel(ScaleRule):
     """NVFP4's two levels: a narrow-float scale per tile under one float32 scale per tensor.
 
+    An infinity or a NaN anywhere makes the tensor's scale NaN, and with it every tile.
+
     The order of operations is TransformerEngine's, so that codes agree bit for bit (formats-reference, section 3):
     encode = max(element) * max(scale) / amax_tensor; block = round(amax * (encode * (1 / max(element)))).
     """
 
     format: Minifloat
 
+    def __post_init__(self) -> None:
+        if self.format.exponent == 8:
+            raise InputError(f"scale {self}: {self.format} spans float32's whole range; a second level adds nothing")
+
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return block codes and the tensor's scale; a block far below the tensor's maximum flushes to zero."""
         whole = amax.amax() if amax.numel() else amax.sum()
-        encode = (element.max * self.format.max / whole).clamp_max(FLOAT32_MAX)
+        encode = _divided(min(element.max * self.format.max, FLOAT32_MAX), whole).clamp_max(FLOAT32_MAX)
         encode = _poisoned(torch.where(whole == 0, 1.0, encode), whole)
         decode = encode.reciprocal()
-        block = _poisoned(self.format.round(amax * (encode * torch.tensor(1 / element.max))), amax)
+        exact = (amax * (encode * torch.tensor(1 / element.max))).clamp_max(self.format.max)
+        block = _poisoned(self.format.round(exact), amax)
         into = (block * decode).reciprocal().clamp_max(FLOAT32_MAX)
         return Scale(self.format.encode(block), (block, decode), into, tensor=decode)
 
@@ -305,7 +326,7 @@ def scale_rule(text: str) -> ScaleRule:
         return One()
     if base == "fp32":
         return Wide(Delayed.parse(rule)) if rule else Wide()
-    if base == "e8m0":
+    if base in ("e8m0", "e8m0fnu"):
         return PowerOfTwo(rule) if rule else PowerOfTwo()
     name, plus, second = text.partition("+")
     known = format(name)

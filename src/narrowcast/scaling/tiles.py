@@ -31,6 +31,8 @@ class Tile:
     def __post_init__(self) -> None:
         if self.rows < 0 or self.cols < 0 or (self.rows > 1 and self.cols == WHOLE) or (self.rows == 0 and self.cols):
             raise InputError(f"tile {self.rows}x{self.cols}: expected tensor, row, 1xN or MxN with positive sizes")
+        if self.pad and self.cols == WHOLE:
+            raise InputError(f"tile {'tensor' if self.is_tensor else 'row'}: it fits any size, so '+pad' means nothing")
 
     @property
     def is_tensor(self) -> bool:
@@ -41,6 +43,8 @@ class Tile:
         """Return ``x`` with its last two axes multiples of the tile, zero-filled where ``pad`` allows it."""
         if self.is_tensor or self.cols == WHOLE:
             return x
+        if x.dim() == 0:
+            raise InputError(f"{what} is 0-d: tile {self} needs an axis to run along; reshape it to [1]")
         short = (-x.shape[-1] % self.cols, -x.shape[-2] % self.rows if x.dim() > 1 else 0)
         if short == (0, 0):
             return x

@@ -1,6 +1,6 @@
 """Side wing: tasks' data. Knows nothing of precision."""
 
 from narrowcast.workloads.corpus import Corpus, load_corpus
-from narrowcast.workloads.tokens import TokenizedCorpus, tokenize
+from narrowcast.workloads.tokens import TokenizedCorpus, encode, tokenize
 
-__all__ = ["Corpus", "TokenizedCorpus", "load_corpus", "tokenize"]
+__all__ = ["Corpus", "TokenizedCorpus", "encode", "load_corpus", "tokenize"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from narrowcast.errors import InputError
 
 DEFAULT_BYTES = 8_000_000  # enough for a model of a million parameters; tokenised in seconds
+SEPARATOR = "<|endoftext|>"  # between the documents of one file
 _VALIDATION_SHARE = 16  # one file in 16 validates
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3"}
 _TEXT_SUFFIXES = {".txt", ".md", ".py", ".rst", ".jsonl", ".json", ".csv", ".tsv", ".html", ".xml", ".c", ".h", ".cpp"}
@@ -99,6 +100,12 @@ def _split(name: str, texts: list[tuple[str, str]], skipped: list[tuple[str, str
         first = f" (first: {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
         raise InputError(f"--data {name}: none of {len(skipped)} files is readable UTF-8 text{first}")
     digest = hashlib.sha256("\0".join(text for _, text in texts).encode()).hexdigest()
+    if len(texts) == 1 and SEPARATOR in texts[0][1]:
+        documents = [part.strip() for part in texts[0][1].split(SEPARATOR) if part.strip()]
+        held = documents[:: _VALIDATION_SHARE]
+        train = tuple(d for i, d in enumerate(documents) if i % _VALIDATION_SHARE)
+        how = f"one file of {len(documents)} documents: every {_VALIDATION_SHARE}th validates"
+        return Corpus(name, train, tuple(held), 1, tuple(skipped), how, digest)
     if len(texts) == 1:
         text = texts[0][1]
         cut = len(text) - len(text) // _VALIDATION_SHARE

@@ -13,9 +13,7 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from narrowcast.errors import InputError
-from narrowcast.workloads.corpus import Corpus
-
-END = "<|endoftext|>"
+from narrowcast.workloads.corpus import SEPARATOR, Corpus
 
 
 def cache_folder() -> Path:
@@ -67,22 +65,36 @@ class TokenizedCorpus:
 
 def tokenize(corpus: Corpus, vocab: int, tokenizer_file: Path | None = None) -> TokenizedCorpus:
     """Return ``corpus`` as ids, under a BPE trained on it (cached) or the one in ``tokenizer_file``."""
-    from tokenizers import Tokenizer
-
     if tokenizer_file is not None:
-        try:
-            tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        except Exception as error:  # the Rust library raises bare Exception
-            raise InputError(f"{tokenizer_file}: not a tokenizer.json ({error})") from None
+        tokenizer = load_tokenizer(tokenizer_file)
         serialized = tokenizer.to_str()
     else:
+        from tokenizers import Tokenizer
+
         serialized = _cached_tokenizer(corpus, vocab)
         tokenizer = Tokenizer.from_str(serialized)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     ids = _cached_ids(corpus, tokenizer, serialized)
     train, validation = (torch.from_numpy(ids[side].astype(np.int64)) for side in ("train", "validation"))
     return TokenizedCorpus(corpus, train, validation, tokenizer.get_vocab_size(), serialized)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """Return the tokenizer in ``path`` (a tokenizer.json), without padding or truncation."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise InputError(f"{path}: not a tokenizer.json ({error})") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def encode(texts: tuple[str, ...], tokenizer_file: Path) -> list[list[int]]:
+    """Return the token ids of each text, without special tokens."""
+    encodings = load_tokenizer(tokenizer_file).encode_batch(list(texts), add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
 
 
 def _cached_tokenizer(corpus: Corpus, vocab: int) -> str:
@@ -96,7 +108,7 @@ def _cached_tokenizer(corpus: Corpus, vocab: int) -> str:
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=[END],
+        special_tokens=[SEPARATOR],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -111,7 +123,7 @@ def _cached_ids(corpus: Corpus, tokenizer: Any, serialized: str) -> dict[str, An
     path = cache_folder() / f"ids-{key}.safetensors"
     if path.is_file():
         return dict(load_file(path))
-    end = next((i for t in (END, "</s>") if (i := tokenizer.token_to_id(t)) is not None), None)
+    end = next((i for t in (SEPARATOR, "</s>") if (i := tokenizer.token_to_id(t)) is not None), None)
     sides = {"train": corpus.train, "validation": corpus.validation}
     ids = {side: _encode(texts, tokenizer, end) for side, texts in sides.items()}
     _write(path, save(ids))

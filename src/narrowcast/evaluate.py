@@ -1,0 +1,81 @@
+"""Perplexity of a run folder or a Hugging Face model folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from narrowcast.errors import InputError
+from narrowcast.io import load_model, read_settings
+from narrowcast.io.runs import SETTINGS
+from narrowcast.metrics import bits_per_byte, mean_loss, perplexity
+from narrowcast.recipes import recipe
+from narrowcast.workloads import encode, load_corpus
+
+
+def evaluate_folder(
+    path: Path,
+    *,
+    data: Path | None = None,
+    recipe_name: str | None = None,
+    window: int = 0,
+    batch: int = 8,
+    limit: int = 0,
+) -> dict[str, Any]:
+    """Return loss (nats per token), perplexity, bits per byte and what they were measured on.
+
+    Each document is cut into windows of ``window`` tokens, and each window is predicted from the beginning-of-text
+    token and its own past, so that every token of the text counts once.
+
+    Raises InputError for a folder that is neither a run nor a model, and for what `load_model` refuses.
+    """
+    run = (path / SETTINGS).is_file()
+    settings = read_settings(path) if run else {}
+    folder = path / "model" if run else path
+    if run and not folder.is_dir():
+        raise InputError(f"{path}: the run has no finished model yet; finish it with 'narrowcast train --resume'")
+    chosen = recipe(recipe_name or settings.get("recipe", "fp32"))
+    model, tokenizer = load_model(folder)
+    if tokenizer is None:
+        raise InputError(f"{folder}: has no tokenizer.json; a text cannot be evaluated without one")
+    own = settings.get("data")
+    corpus = load_corpus(data or (Path(own) if own else None))
+    texts = corpus.validation if data is None else (*corpus.train, *corpus.validation)
+    documents = encode(texts, tokenizer)
+    if chosen.linear is not None:
+        chosen.convert(model)
+    longest = int(getattr(model.config, "max_position_embeddings", 2048))  # type: ignore[arg-type]
+    window = min(window or settings.get("context", 0) or longest, longest)
+    start = model.config.bos_token_id  # type: ignore[union-attr]
+    batches = _windows(documents, window, batch, limit, 0 if start is None else int(start))  # type: ignore[arg-type]
+    loss = mean_loss(model, batches)
+    count = sum(b.shape[0] * (b.shape[1] - 1) for b in batches)
+    size, total = sum(len(text.encode()) for text in texts), sum(len(d) for d in documents)
+    return {
+        "recipe": chosen.name,
+        "text": corpus.name + ("" if data else " (validation files)"),
+        "tokens": count,
+        "bytes": round(size * count / total),
+        "window": window,
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "bits_per_byte": bits_per_byte(loss, total, size),
+    }
+
+
+def _windows(documents: list[list[int]], window: int, batch: int, limit: int, start: int) -> list[torch.Tensor]:
+    """Return int64 ``[<= batch, <= window + 1]`` with ``start`` in front of each window; batches share one length."""
+    by_length: dict[int, list[list[int]]] = {}
+    taken = 0
+    for ids in documents:
+        for first in range(0, len(ids), window):
+            if limit and taken == limit:
+                break
+            piece = ids[first : first + window]
+            by_length.setdefault(len(piece), []).append([start, *piece])
+            taken += 1
+    return [
+        torch.tensor(rows[i : i + batch])
+        for rows in by_length.values()
+        for i in range(0, len(rows), batch)
+    ]

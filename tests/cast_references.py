@@ -1,0 +1,128 @@
+"""Scale rules and block casts, one number at a time: the second half of the reference implementations.
+
+Exponents are found in exact rational arithmetic; what is defined as a float32 operation is one float32 operation.
+"""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+from references import round_one
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+def f32(x: float) -> float:
+    """The float32 nearest to ``x``, a double that holds a sum, product or quotient of two float32s."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(x))
+
+
+def floor_log2(x: Fraction) -> int:
+    """The k with 2**k <= x < 2**(k + 1)."""
+    k = x.numerator.bit_length() - x.denominator.bit_length()
+    return k if Fraction(2) ** k <= x else k - 1
+
+
+def shared_exponent(rule: str, amax: float, largest: float, precision: int) -> int:
+    """Exponent of the power-of-two scale for a finite amax > 0, before it is clamped to e8m0's range.
+
+    ``largest`` is the element format's maximum and ``precision`` its mantissa bits.
+    """
+    exact, top = Fraction(amax), floor_log2(Fraction(largest))
+    floor = floor_log2(exact)
+    match rule:
+        case "floor" | "four-thirds":
+            return floor - top
+        case "ceil":  # the smallest k with amax <= largest * 2**k
+            k = floor - top - 1
+            while exact > Fraction(largest) * Fraction(2) ** k:
+                k += 1
+            return k
+        case "ceil-exponent":
+            return floor + (exact > Fraction(2) ** floor) - top
+        case "even":  # round amax half up to the element's precision, then floor
+            step = Fraction(2) ** (floor - precision)
+            return floor_log2(math.floor(exact / step + Fraction(1, 2)) * step) - top
+        case "nearest":
+            return floor + ((exact / Fraction(2) ** floor) ** 2 >= 2) - top
+    raise AssertionError(rule)
+
+
+def power_of_two_scale(rule: str, amax: float, fmt) -> tuple[list[float], float]:
+    """(factors that multiply back, factor that multiplies in)."""
+    if not math.isfinite(amax):
+        return [math.nan], math.nan
+    k = 0 if amax == 0 else min(max(shared_exponent(rule, amax, fmt.max, fmt.precision), -127), 127)
+    if rule == "four-thirds":
+        return [f32(2.0**k * f32(4 / 3))], 0.75 * 2.0**-k
+    return [2.0**k], 2.0**-k
+
+
+def wide_scale(amax: float, fmt) -> tuple[list[float], float]:
+    """A float32 scale: amax / max, at least the smallest normal float32."""
+    if not math.isfinite(amax):
+        return [math.nan], math.nan
+    scale = 1.0 if amax == 0 else max(f32(amax / fmt.max), 2.0**-126)
+    return [scale], f32(1 / scale)
+
+
+def narrow_scale(amax: float, fmt, scale_format) -> tuple[list[float], float]:
+    """A scale in a narrow float, nearest even; a tile whose scale rounds to 0 is flushed."""
+    if not math.isfinite(amax):
+        return [math.nan], math.nan
+    scale = 1.0 if amax == 0 else round_one(scale_format, f32(amax / fmt.max), "nearest-even")
+    return [scale], min(f32(1 / scale), FLOAT32_MAX) if scale else FLOAT32_MAX
+
+
+def two_level_scale(amax: float, whole: float, fmt, scale_format) -> tuple[list[float], float]:
+    """NVFP4: a narrow scale per tile under a float32 scale per tensor, in TransformerEngine's order of operations."""
+    if not (math.isfinite(amax) and math.isfinite(whole)):
+        return [math.nan], math.nan
+    encode = 1.0 if whole == 0 else min(f32(fmt.max * scale_format.max / whole), FLOAT32_MAX)
+    decode = f32(1 / encode)
+    block = round_one(scale_format, f32(amax * f32(encode * f32(1 / fmt.max))), "nearest-even")
+    product = f32(block * decode)
+    return [block, decode], min(f32(1 / product), FLOAT32_MAX) if product else FLOAT32_MAX
+
+
+def tile_scale(spelling: str, amax: float, whole: float, fmt, format_of) -> tuple[list[float], float]:
+    """The scale of one tile, by the scale token of a cast's spelling; ``format_of`` looks up a scale format."""
+    base, _, rule = spelling.partition("-")
+    if base == "fp32":
+        return wide_scale(amax, fmt)
+    if base == "e8m0":
+        return power_of_two_scale(rule or "floor", amax, fmt)
+    name, plus, _ = spelling.partition("+")
+    return two_level_scale(amax, whole, fmt, format_of(name)) if plus else narrow_scale(amax, fmt, format_of(name))
+
+
+def tiles_of(rows: int, cols: int, tile: str):
+    """Yield the index lists of the elements of each tile of a rows x cols matrix."""
+    height, width = {"tensor": (rows, cols), "row": (1, cols)}.get(tile) or (int(n) for n in tile.split("x"))
+    for top in range(0, rows, height):
+        for left in range(0, cols, width):
+            down, across = range(top, min(top + height, rows)), range(left, min(left + width, cols))
+            yield [(r, c) for r in down for c in across]
+
+
+def cast_matrix(x: list[list[float]], fmt, tile: str, scale: str, mode: str, draws, format_of) -> list[list[float]]:
+    """What a cast makes of a matrix of float32 numbers: amax, scale, multiply in, round, multiply back."""
+    rows, cols = len(x), len(x[0])
+    result = [[math.nan] * cols for _ in x]
+    whole = max_or_nan(abs(v) for row in x for v in row)
+    for elements in tiles_of(rows, cols, tile):
+        amax = max_or_nan(abs(x[r][c]) for r, c in elements)
+        back, into = tile_scale(scale, amax, whole, fmt, format_of)
+        for r, c in elements:
+            value = round_one(fmt, f32(x[r][c] * into), mode, draws[r][c] if draws else 0)
+            for factor in back:
+                value = f32(value * factor)
+            result[r][c] = value
+    return result
+
+
+def max_or_nan(values) -> float:
+    """The largest value, NaN if there is one."""
+    values = list(values)
+    return math.nan if any(math.isnan(v) for v in values) else max(values, default=0.0)
