@@ -13,8 +13,10 @@ back: the value times each factor of `Scale.back` in turn, in float32.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import lcm
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from narrowcast.errors import InputError, nearest
@@ -72,7 +74,6 @@ class Cast:
 
         The identity cast leaves float64 as it is, so that wide gemms can be checked in double precision.
 
-
         Args:
             x: any float dtype, ``[..., K]``.
             stream: source of random bits, where the cast draws any.
@@ -112,10 +113,13 @@ class Cast:
 
     def padding_multiple(self) -> int:
         """Return what the last axis must be a multiple of, 1 where anything goes."""
-        return max(self.tile.cols, self.transform.size if self.transform else 1, 1)
+        return lcm(self.tile.cols or 1, self.transform.size if self.transform else 1)
 
     def _source(self, x: Tensor, stream: Stream | None, what: str) -> Tensor:
-        source = self.tile.padded(float32_of(x), what)
+        source = float32_of(x)
+        if self.tile.pad and self.transform and x.dim():
+            source = F.pad(source, (0, -x.shape[-1] % self.padding_multiple()))
+        source = self.tile.padded(source, what)
         return self.transform.forward(source, stream) if self.transform else source
 
     def _scale(self, blocks: Tensor, inside: tuple[int, ...], history: Tensor | None) -> Scale:

@@ -8,8 +8,8 @@ import math
 
 import pytest
 import torch
-from references import round_one
-from witnesses import first_difference
+from tests.references import round_one
+from tests.witnesses import first_difference
 
 from narrowcast.errors import InputError
 from narrowcast.formats import Bottom, Integer, Minifloat, Specials, formats, rounding, roundings

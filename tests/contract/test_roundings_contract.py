@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from witnesses import first_difference
+from tests.witnesses import first_difference
 
 from narrowcast.formats import RANDOM_BITS, rounding, roundings
 from narrowcast.formats import format as format_

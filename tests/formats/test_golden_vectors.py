@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from onnx_vectors import case
-from witnesses import first_difference
+from tests.onnx_vectors import case
+from tests.witnesses import first_difference
 
 from narrowcast.formats import Bottom, Integer, Minifloat, rounding
 from narrowcast.formats import format as format_

@@ -6,8 +6,8 @@ import pytest
 import torch
 from gfloat.formats import format_info_ocp_int8
 from gfloat.round_ndarray import round_ndarray
-from references import round_integer
-from witnesses import GFLOAT_MODES, every_half, first_difference, random_float32
+from tests.references import round_integer
+from tests.witnesses import GFLOAT_MODES, every_half, first_difference, random_float32
 
 from narrowcast.errors import InputError
 from narrowcast.formats import Integer, formats, rounding

@@ -5,8 +5,8 @@ import random
 
 import pytest
 import torch
-from references import ladder_of, round_minifloat
-from witnesses import first_difference
+from tests.references import ladder_of, round_minifloat
+from tests.witnesses import first_difference
 
 from narrowcast.errors import InputError
 from narrowcast.formats import Bottom, Minifloat, Specials, formats, rounding

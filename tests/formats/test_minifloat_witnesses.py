@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from witnesses import (
+from tests.witnesses import (
     GFLOAT_MODES,
     ML_DTYPES,
     every_half,

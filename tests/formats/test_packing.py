@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import pack_bits
+from tests.references import pack_bits
 
 from narrowcast.errors import InputError
 from narrowcast.formats import pack, unpack

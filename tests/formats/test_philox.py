@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import draw_of_element, philox_words
+from tests.references import draw_of_element, philox_words
 
 from narrowcast.errors import InputError
 from narrowcast.formats import Stream, philox

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from references import goes_up
+from tests.references import goes_up
 
 from narrowcast.errors import InputError
 from narrowcast.formats import RANDOM_BITS, Integer, Minifloat, formats, rounding, roundings

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from cast_references import (
+from tests.cast_references import (
     FLOAT32_MAX,
     f32,
     narrow_scale,
@@ -18,7 +18,7 @@ from cast_references import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from witnesses import first_difference
+from tests.witnesses import first_difference
 
 from narrowcast.errors import InputError
 from narrowcast.formats import format as format_

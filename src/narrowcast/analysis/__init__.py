@@ -1,1 +1,21 @@
-"""Floor 6: what narrowing costs, as pure functions of formats, casts and tensors."""
+"""Floor 6: what a recipe costs and gains, from measurements and named constants."""
+
+from narrowcast.analysis.footprint import Footprint, footprint
+from narrowcast.analysis.noise import NoiseFloor, noise_floor
+from narrowcast.analysis.roofline import H100, LLAMA_8B, Layer, Work, predict
+from narrowcast.analysis.sites import OperandLoss, operand_loss, probe
+
+__all__ = [
+    "H100",
+    "LLAMA_8B",
+    "Footprint",
+    "Layer",
+    "NoiseFloor",
+    "OperandLoss",
+    "Work",
+    "footprint",
+    "noise_floor",
+    "operand_loss",
+    "predict",
+    "probe",
+]

@@ -5,6 +5,7 @@ The last paragraph of a verb's docstring, beginning with ``Example:``, is shown 
 Bad input ends with one ``error:`` line on stderr: no traceback, nothing on stdout.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -24,12 +25,11 @@ VERBS = {
     "report": "Rebuild the HTML page of a finished run.",
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_PIPE_CLOSED = 1  # as rich answers it
 
 
 def _app(**options: Any) -> typer.Typer:
-    return typer.Typer(
-        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown", **options
-    )
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown", **options)
 
 
 def load(verb: str) -> Any:
@@ -91,6 +91,9 @@ def run(args: list[str] | None = None) -> int:
         return _fail(str(error), error.exit_status)
     except typer.TyperException as error:  # an option that does not exist or does not parse
         return _fail(error.format_message(), error.exit_code)
+    except BrokenPipeError:  # the reader has seen enough (`narrowcast formats | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}", InputError.exit_status)

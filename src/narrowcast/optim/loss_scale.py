@@ -1,51 +1,64 @@
-"""Dynamic loss scaling: the state machine of torch.amp.GradScaler, with its state in the open.
+"""Dynamic loss scaling: keep small gradients above float16's underflow by multiplying the loss.
 
-Powers of two, so that scaling changes no bit of a gradient but for under- and overflow.
-Source: Micikevicius et al. 2017, "Mixed Precision Training", section 3.2.
+The loss is multiplied by a scale S before the backward pass and every weight gradient by 1/S after it, in float32,
+before clipping, decay and update. A step whose gradients overflow is skipped and S backs off; after ``interval`` good
+steps in a row S grows. With powers of two no bit of a gradient changes but for under- and overflow.
+
+Source: Micikevicius et al. 2017, "Mixed Precision Training", section 3.2; the state machine, and the defaults, are
+those of `torch.amp.GradScaler`.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from narrowcast.errors import CheckFailed
-from narrowcast.recipes.recipe import LossScale
 
 
-@dataclass
 class LossScaler:
-    """The running state of a `LossScale`.
+    """The running state of dynamic loss scaling.
 
     Attributes:
-        settings: its constants.
-        scale: what the loss is multiplied by now.
+        scale: what the loss is multiplied by now; changes in `update` only, never between micro-batches.
         good: steps without overflow since the scale last changed.
         skipped: steps skipped so far.
     """
 
-    settings: LossScale
-    scale: float = 0.0
-    good: int = 0
-    skipped: int = 0
+    def __init__(
+        self, initial: float = 65536.0, growth: float = 2.0, backoff: float = 0.5, interval: int = 2000
+    ) -> None:
+        self.growth, self.backoff, self.interval = growth, backoff, interval
+        self.scale, self.good, self.skipped = initial, 0, 0
 
-    def __post_init__(self) -> None:
-        self.scale = self.scale or self.settings.initial
-
+    @torch.no_grad()
     def unscale(self, parameters: Iterable[nn.Parameter]) -> bool:
         """Divide the gradients by the scale, in place; return whether all of them are finite."""
-        grads = [p.grad for p in parameters if p.grad is not None]
-        torch._foreach_mul_(grads, 1.0 / self.scale)
-        return all(bool(g.isfinite().all()) for g in grads)
+        finite = True
+        for p in parameters:
+            if p.grad is not None:
+                p.grad.mul_(1.0 / self.scale)
+                finite = finite and bool(p.grad.isfinite().all())
+        return finite
 
     def update(self, finite: bool) -> None:
-        """Advance after a step: back off where a gradient overflowed, grow after enough good steps."""
+        """Advance after a step: back off where a gradient overflowed, grow after enough good steps.
+
+        Raises CheckFailed at an overflow with the scale at 1 or below: the scale is not what overflows then.
+        """
         if finite:
             self.good += 1
-            if self.good == self.settings.interval:
-                self.scale, self.good = self.scale * self.settings.growth, 0
+            if self.good == self.interval:
+                self.scale, self.good = self.scale * self.growth, 0
             return
         if self.scale <= 1.0:
-            raise CheckFailed("gradients overflow even at loss scale 1: the run diverges; lower --lr")
-        self.scale, self.good, self.skipped = self.scale * self.settings.backoff, 0, self.skipped + 1
+            raise CheckFailed(f"gradients overflow even at loss scale {self.scale:g}; the run diverges: lower --lr")
+        self.scale, self.good, self.skipped = self.scale * self.backoff, 0, self.skipped + 1
+
+    def state(self) -> dict[str, float]:
+        """Return what a checkpoint must hold."""
+        return {"scale": self.scale, "good": self.good, "skipped": self.skipped}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Continue from ``state``."""
+        self.scale, self.good, self.skipped = float(state["scale"]), int(state["good"]), int(state["skipped"])

@@ -1,5 +1,11 @@
-"""From texts to batches: a byte-level BPE, cached token ids, and batches as pure functions of (seed, step)."""
+"""From texts to batches: a byte-level BPE, cached token ids, and batches as pure functions of (seed, step).
 
+Byte-pair encoding (Sennrich et al. 2016) over bytes, as GPT-2 has it: any text can be encoded, and every token is a
+string of bytes. Training one and encoding eight megabytes takes seconds, so both are cached, under the digest of the
+corpus: a cache that cannot be read or written is never an error, the work is only done again.
+"""
+
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -9,11 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from narrowcast.errors import InputError
 from narrowcast.workloads.corpus import SEPARATOR, Corpus
+
+
+_END_TOKENS = (SEPARATOR, "</s>", "<|end_of_text|>", "<eos>")  # GPT and this file, Llama 2, Llama 3, Gemma
 
 
 def cache_folder() -> Path:
@@ -49,9 +59,14 @@ class TokenizedCorpus:
         """Return up to ``count`` fixed batches ``[<= batch, context + 1]``, spread evenly over the validation text."""
         windows = (self.validation.numel() - 1) // context
         wanted = min(count * batch, windows)
-        starts = [int(i * windows / wanted) * context for i in range(wanted)]
+        starts = [i * windows // wanted * context for i in range(wanted)]
         rows = [self.validation[s : s + context + 1] for s in starts]
         return [torch.stack(rows[i : i + batch]) for i in range(0, wanted, batch)]
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of validation text per validation token, to turn a loss per token into bits per byte."""
+        return self.corpus.validation_bytes / max(1, self.validation.numel())
 
     def check(self, context: int) -> None:
         """Raise InputError where the corpus is too small for one window of ``context`` tokens on either side."""
@@ -98,10 +113,12 @@ def encode(texts: tuple[str, ...], tokenizer_file: Path) -> list[list[int]]:
 
 
 def _cached_tokenizer(corpus: Corpus, vocab: int) -> str:
-    path = cache_folder() / f"bpe-{corpus.digest[:16]}-{vocab}.json"
-    if path.is_file():
-        return path.read_text()
+    """Return the serialized BPE of ``vocab`` entries trained on the training texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    path = cache_folder() / f"bpe-{corpus.digest[:16]}-{vocab}.json"
+    with contextlib.suppress(Exception):  # absent, or damaged: the Rust library raises bare Exception
+        return str(Tokenizer.from_file(str(path)).to_str())
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
@@ -121,9 +138,9 @@ def _cached_tokenizer(corpus: Corpus, vocab: int) -> str:
 def _cached_ids(corpus: Corpus, tokenizer: Any, serialized: str) -> dict[str, Any]:
     key = hashlib.sha256((corpus.digest + serialized).encode()).hexdigest()[:16]
     path = cache_folder() / f"ids-{key}.safetensors"
-    if path.is_file():
+    with contextlib.suppress(OSError, SafetensorError):
         return dict(load_file(path))
-    end = next((i for t in (SEPARATOR, "</s>") if (i := tokenizer.token_to_id(t)) is not None), None)
+    end = next((i for t in _END_TOKENS if (i := tokenizer.token_to_id(t)) is not None), None)
     sides = {"train": corpus.train, "validation": corpus.validation}
     ids = {side: _encode(texts, tokenizer, end) for side, texts in sides.items()}
     _write(path, save(ids))
@@ -140,11 +157,14 @@ def _encode(texts: tuple[str, ...], tokenizer: Any, end: int | None) -> Any:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a cache file atomically; a cache that cannot be written is no error, the work is only done again."""
-    try:
+    """Write a cache file atomically, or leave it."""
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
-    except OSError:
-        return
+            try:
+                file.write(content)
+                file.flush()
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise

@@ -1,0 +1,115 @@
+"""Bits and bytes: what a recipe stores, as a native implementation would store it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from narrowcast.metrics import next_token_loss
+from narrowcast.nn import OPERANDS, Linear
+from narrowcast.ops import Reuse
+
+_OPTIMIZER_BYTES = 12  # float32 master weight and two float32 moments per parameter
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What one recipe stores for one model.
+
+    Attributes:
+        bits_weights: bits per element of the narrowed weights, scales counted.
+        bits_operands: mean bits per element over the six operands, scales counted.
+        model_bytes: narrowed weights as codes and scales, the rest in bfloat16 (float32 without a recipe).
+        optimizer_bytes: float32 master weights and both AdamW moments.
+        activation_bytes: kept for the backward pass; see `activation_bytes`.
+    """
+
+    bits_weights: float
+    bits_operands: float
+    model_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+
+
+def footprint(model: nn.Module, tokens: Tensor) -> Footprint:
+    """Return the footprint of a converted ``model`` in one training step on ``tokens`` ``[batch, context + 1]``."""
+    linears = [m for m in model.modules() if isinstance(m, Linear)]
+    wide = 16 if linears else 32
+    narrow = {id(m.weight): m.spec.cast("fwd.w").bits_per_element(tuple(m.weight.shape)) for m in linears}
+    bits = sum(p.numel() * narrow.get(id(p), wide) for p in model.parameters())
+    elements = sum(m.weight.numel() for m in linears)
+    weight_bits = sum(m.weight.numel() * narrow[id(m.weight)] for m in linears)
+    count = sum(p.numel() for p in model.parameters())
+    rows = tokens.shape[0] * (tokens.shape[1] - 1)
+    return Footprint(
+        weight_bits / elements if linears else 32.0,
+        _operand_bits(linears, rows) if linears else 32.0,
+        round(bits / 8),
+        count * _OPTIMIZER_BYTES,
+        activation_bytes(model, tokens, wide),
+    )
+
+
+def _operand_bits(linears: list[Linear], rows: int) -> float:
+    """Return mean bits over the six operands of all layers, weighted by their elements."""
+    bits = elements = 0.0
+    for m in linears:
+        out, inputs = m.weight.shape
+        shapes = {"x": (rows, inputs), "w": (out, inputs), "g": (rows, out)}
+        for label in OPERANDS:
+            shape = shapes[label[-1]]
+            size = shape[0] * shape[1]
+            bits += m.spec.cast(label).bits_per_element(shape) * size
+            elements += size
+    return bits / elements
+
+
+def activation_bytes(model: nn.Module, tokens: Tensor, wide: int) -> int:
+    """Return the bytes that a native implementation keeps between forward and backward.
+
+    One real forward pass under `torch.autograd.graph.saved_tensors_hooks` counts every tensor that autograd keeps,
+    each storage once, parameters left out, at ``wide`` bits per floating-point element. What a narrow layer keeps
+    counts as its spec says (`LinearSpec.saved_bits`): its wide input, or codes and scales where the backward pass
+    reuses them (once for all layers that cast the same input the same way), and reused weight codes.
+    """
+    kept: dict[object, tuple[Tensor, float]] = {}  # the tensors are held, so that no storage address comes twice
+    parameters = {_address(p) for p in model.parameters()}
+    inside: list[Linear] = []
+
+    def keep(key: object, t: Tensor, bits: float) -> None:
+        kept[key] = t, max(bits, kept[key][1] if key in kept else 0.0)
+
+    def pack(t: Tensor) -> Tensor:
+        if not inside and _address(t) not in parameters:
+            size = t.untyped_storage().nbytes() // t.element_size()
+            keep(_address(t), t, size * (wide if t.is_floating_point() else t.element_size() * 8))
+        return t
+
+    def enter(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, Linear)
+        inside.append(layer)
+        x, w, spec = args[0].detach(), layer.weight, layer.spec
+        bits = spec.saved_bits("x", (x.numel() // layer.in_features, layer.in_features)) * x.numel()
+        reused = isinstance(spec.operand("wgrad.x"), Reuse)
+        keep((_address(x), spec.cast("fwd.x")) if reused else _address(x), x, bits)
+        if isinstance(spec.operand("dgrad.w"), Reuse):
+            keep(layer, w, spec.saved_bits("w", tuple(w.shape)) * w.numel())
+
+    def leave(layer: nn.Module, args: Any, output: Any) -> None:
+        inside.pop()
+
+    linears = [m for m in model.modules() if isinstance(m, Linear)]
+    handles = [m.register_forward_pre_hook(enter) for m in linears]
+    handles += [m.register_forward_hook(leave) for m in linears]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            next_token_loss(model, tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return round(sum(bits for _, bits in kept.values()) / 8)
+
+
+def _address(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()

@@ -1,0 +1,186 @@
+"""``narrowcast formats``: list, show and compare number formats."""
+
+import math
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from narrowcast.analysis.format_error import FormatError, cast_error, format_error, is_signed
+from narrowcast.cli.common import JsonFlag, SeedOption, console, emit
+from narrowcast.errors import InputError, nearest
+from narrowcast.formats import Format, Integer, Minifloat
+from narrowcast.formats import formats as all_formats
+from narrowcast.quantize import PRESETS, Cast
+from narrowcast.quantize import cast as cast_of
+
+_TABLE_BITS = 8  # widest format whose every value is printed
+_SHAPE = (1024, 1024)  # of the tensor whose bits per element are stated
+_NOTES = {"ieee": "inf, nan", "fn": "nan", "fnuz": "nan, no -0", "none": "none"}
+
+
+def formats(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Formats, presets or cast spellings; none lists all.")
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """List number formats, or show some: value table, range, and error on N(0,1) at the best scale.
+
+    Example: narrowcast formats e2m1fn mxfp4 nvfp4
+    """
+    if not names:
+        emit({"formats": _catalogue(), "presets": _presets()}, as_json, _show_all)
+        return
+    found = [describe(name, seed) for name in names]
+    emit({"formats": found}, as_json, lambda: _show_some(found))
+
+
+# --- facts ---
+
+
+def facts(fmt: Format) -> dict[str, Any]:
+    """Return the fields and the range of ``fmt`` as plain JSON values."""
+    if isinstance(fmt, Minifloat):
+        fields, specials = (int(fmt.signed), fmt.exponent, fmt.mantissa), _NOTES[fmt.specials.value]
+    else:
+        assert isinstance(fmt, Integer)
+        fields, specials = (int(fmt.signed), 0, fmt.bits - fmt.signed), "none"
+    return {
+        "name": fmt.name,
+        "bits": fmt.bits,
+        "sign": fields[0],
+        "exponent": fields[1],
+        "mantissa": fields[2],
+        "max": fmt.max,
+        "smallest_normal": fmt.smallest_normal,
+        "smallest": fmt.smallest,
+        "specials": specials,
+    }
+
+
+def _catalogue() -> list[dict[str, Any]]:
+    return [facts(fmt) for fmt in all_formats().values()]
+
+
+def _presets() -> list[dict[str, Any]]:
+    return [
+        {"name": name, "spelling": str(cast_of(name)), "bits_per_element": cast_of(name).bits_per_element(_SHAPE)}
+        for name in PRESETS
+    ]
+
+
+def describe(name: str, seed: int = 0) -> dict[str, Any]:
+    """Return everything shown of one format, preset or cast spelling; InputError with the nearest names."""
+    try:
+        cast = cast_of(name)
+    except InputError:
+        if "/" in name:
+            raise  # a spelling: its own message says where it goes wrong
+        raise InputError(f"unknown format {name!r}{nearest(name, [*all_formats(), *PRESETS])}") from None
+    fmt = cast.format
+    plain = cast == Cast(fmt)
+    found = {**facts(fmt), "name": fmt.name if plain else name, "element": fmt.name}
+    if not plain:
+        found |= {"spelling": str(cast), "bits_per_element": cast.bits_per_element(_SHAPE)}
+    if fmt.bits <= _TABLE_BITS:
+        found["values"] = fmt.values().tolist()
+    error = format_error(fmt) if plain else cast_error(cast, seed=seed)
+    return {**found, "error": _error(error, fmt)}
+
+
+def _error(error: FormatError, fmt: Format) -> dict[str, Any]:
+    return {
+        "distribution": "N(0,1)" if is_signed(fmt) else "|N(0,1)|",
+        "scale": error.scale,
+        "mse": error.mse,
+        "sqnr_db": error.sqnr,
+    }
+
+
+# --- text ---
+
+
+def number(x: float) -> str:
+    """Return ``x`` in at most six digits: ``448``, ``0.015625``, ``5.96046e-08``."""
+    return f"{x:.6g}"
+
+
+def _show_all() -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("format")
+    for head in ("bits", "s/e/m", "max", "smallest normal", "smallest"):
+        table.add_column(head, justify="right")
+    table.add_column("specials")
+    for row in _catalogue():
+        layout = f"{row['sign']}/{row['exponent']}/{row['mantissa']}"
+        range_ = (number(row[key]) for key in ("max", "smallest_normal", "smallest"))
+        table.add_row(row["name"], str(row["bits"]), layout, *range_, row["specials"])
+    console.print(table)
+    console.print("\ns/e/m: bits of sign, exponent and mantissa\n")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("preset")
+    table.add_column("bits per element", justify="right")
+    table.add_column("spelling")
+    for row in _presets():
+        table.add_row(row["name"], f"{row['bits_per_element']:.3f}", row["spelling"])
+    console.print(table)
+
+
+def _show_some(found: list[dict[str, Any]]) -> None:
+    for row in found:
+        _show_one(row)
+    if len(found) > 1:
+        _compare(found)
+
+
+def _show_one(row: dict[str, Any]) -> None:
+    console.print(row["name"], style="bold")
+    if "spelling" in row:
+        console.print(f"  spelling         {row['spelling']}")
+        console.print(f"  bits/element     {row['bits_per_element']:.3f} (a {_SHAPE[0]} x {_SHAPE[1]} tensor)")
+    layout = f"{row['sign']} sign, {row['exponent']} exponent, {row['mantissa']} mantissa"
+    console.print(f"  element          {row['element']}: {row['bits']} bits = {layout}; specials: {row['specials']}")
+    ends = (f"{key.replace('_', ' ')} {number(row[key])}" for key in ("max", "smallest_normal", "smallest"))
+    console.print(f"  range            {', '.join(ends)}")
+    error = row["error"]
+    scale = "its own scales" if error["scale"] is None else f"scale {number(error['scale'])}"
+    quality = f"MSE {error['mse']:.4g}, SQNR {_decibels(error)} dB"
+    console.print(f"  on {error['distribution']:<14}{quality} with {scale}")
+    if "values" in row:
+        console.print(f"  values           {_header(row['values'])}")
+        _show_values(row["values"])
+    console.print()
+
+
+def _decibels(error: dict[str, Any]) -> str:
+    return f"{error['sqnr_db']:.2f}" if math.isfinite(error["sqnr_db"]) else "inf"
+
+
+def _mirrored(values: list[float]) -> bool:
+    return values[0] < 0 and values == [-v for v in reversed(values)]
+
+
+def _header(values: list[float]) -> str:
+    return f"{len(values)} finite" + (", each with either sign" if _mirrored(values) else "")
+
+
+def _show_values(values: list[float]) -> None:
+    """Print values eight to a line: magnitudes alone where both signs have the same."""
+    shown = [v for v in values if v >= 0] if _mirrored(values) else values
+    texts = [number(v) for v in shown]
+    width = max(len(text) for text in texts)
+    for start in range(0, len(texts), 8):
+        console.print("    " + "  ".join(text.rjust(width) for text in texts[start : start + 8]))
+
+
+def _compare(found: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("best first")
+    for head in ("bits/element", "SQNR dB", "MSE"):
+        table.add_column(head, justify="right")
+    for row in sorted(found, key=lambda r: -r["error"]["sqnr_db"]):
+        bits = row.get("bits_per_element", float(row["bits"]))
+        table.add_row(row["name"], f"{bits:.3f}", _decibels(row["error"]), f"{row['error']['mse']:.4g}")
+    console.print(table)

@@ -1,0 +1,99 @@
+"""``narrowcast recipes``: list and show recipes, each with its paper."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from narrowcast.cli.common import JsonFlag, console, emit
+from narrowcast.nn.spec import OPERANDS, LinearSpec
+from narrowcast.ops import Gemm
+from narrowcast.recipes import Recipe
+from narrowcast.recipes import recipe as recipe_of
+from narrowcast.recipes import recipes as all_recipes
+
+_GEMMS = {"fwd": "y = x w^T", "dgrad": "dx = g w", "wgrad": "dw = g^T x"}
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Recipe to show; none lists all.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the recipes, or show one: the casts of its three gemms, what stays wide, and its paper.
+
+    Example: narrowcast recipes mxfp4-rht-sr
+    """
+    if name is None:
+        rows = [_line(r) for r in all_recipes().values()]
+        emit({"recipes": rows}, as_json, lambda: _show_all(rows))
+        return
+    found = describe(recipe_of(name))
+    emit(found, as_json, lambda: _show_one(found))
+
+
+def _line(r: Recipe) -> dict[str, Any]:
+    return {"name": r.name, "summary": r.summary, "paper": r.paper}
+
+
+def describe(r: Recipe) -> dict[str, Any]:
+    """Return everything that a recipe says, as plain JSON values; ``gemms`` is empty for plain float32."""
+    scale = r.loss_scale
+    return {
+        **_line(r),
+        "gemms": {name: _gemm(r.linear, name) for name in _GEMMS} if r.linear else {},
+        "keep_wide": list(r.keep_wide),
+        "loss_scale": scale and {k: getattr(scale, k) for k in ("initial", "growth", "backoff", "interval")},
+    }
+
+
+def _gemm(spec: LinearSpec, name: str) -> dict[str, Any]:
+    gemm: Gemm = getattr(spec, name)
+    operands = {
+        label.split(".")[1]: {"operand": str(spec.operand(label)), "cast": str(spec.cast(label))}
+        for label in OPERANDS
+        if label.startswith(f"{name}.")
+    }
+    return {
+        "product": _GEMMS[name],
+        "operands": operands,
+        "transform": str(gemm.transform) if gemm.transform else None,
+        "out": gemm.out.name if gemm.out else "float32",
+    }
+
+
+def _show_all(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for head in ("recipe", "summary", "paper"):
+        table.add_column(head)
+    for row in rows:
+        table.add_row(row["name"], row["summary"], row["paper"])
+    console.print(table)
+
+
+def _show_one(found: dict[str, Any]) -> None:
+    console.print(found["name"], style="bold")
+    console.print(f"  {found['summary']}")
+    console.print(f"  paper        {found['paper']}")
+    scale = found["loss_scale"]
+    dynamic = scale and "starts at {initial:g}, x{growth:g} after {interval} good steps, x{backoff:g} at an overflow"
+    console.print(f"  loss scale   {dynamic.format(**scale) if scale else 'none'}")
+    if not found["gemms"]:
+        console.print("  stays wide   everything, in float32")
+        return
+    console.print(f"  stays wide   {', '.join((*found['keep_wide'], 'and whatever is not a linear layer'))}")
+    console.print()
+    console.print(_gemm_table(found["gemms"]))
+    console.print("\nx input, w weight, g gradient of the output; 'reuse': the codes of the tensor's first cast")
+
+
+def _gemm_table(gemms: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for head in ("gemm", "product", "operand", "cast", "shared transform", "output"):
+        table.add_column(head)
+    for name, gemm in gemms.items():
+        for i, (tensor, cast) in enumerate(gemm["operands"].items()):
+            spelling = cast["operand"] + (f"  (= {cast['cast']})" if cast["operand"] == "reuse" else "")
+            first = i == 0
+            shared = (gemm["transform"] or "none", gemm["out"]) if first else ("", "")
+            table.add_row(name if first else "", gemm["product"] if first else "", tensor, spelling, *shared)
+    return table
