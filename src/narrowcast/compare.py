@@ -5,12 +5,14 @@ further seeds, and its spread is the noise floor beside which each gap is shown.
 so a comparison that was killed goes on where it stopped.
 """
 
+import copy
 import json
+import math
 import platform
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from narrowcast.analysis import H100, LLAMA_8B, Layer, Work, footprint, noise_floor, predict, probe
+from narrowcast.analysis import (
+    H100,
+    LLAMA_8B,
+    OPTIMIZER_TRAFFIC,
+    Layer,
+    NoiseFloor,
+    Work,
+    footprint,
+    noise_floor,
+    predict,
+    probe,
+)
 from narrowcast.errors import CheckFailed, InputError
 from narrowcast.io import open_run, write_atomic
-from narrowcast.nn import Linear
-from narrowcast.recipes import recipe, recipes
-from narrowcast.train import StepInfo, TrainConfig, TrainResult, require_torch, train
+from narrowcast.nn import Conversion
+from narrowcast.recipes import Recipe, recipe, recipes
+from narrowcast.train import StepInfo, TrainConfig, TrainResult, build, require_torch, train
+from narrowcast.workloads import TokenizedCorpus
 
 Json = dict[str, Any]
 #: called after every update with (run number, runs in all, name of the run, step)
@@ -84,7 +98,7 @@ def compare(
     Raises InputError for bad input before anything runs. A recipe that diverges is a row that says so.
     """
     require_torch(torch.__version__)
-    start = time.perf_counter()
+    start = Start(*build(config.training))  # bad data or a bad model shows here, before anything is written
     open_run(out, config.to_json(), resume=resume, overwrite=overwrite)
     runs = config.runs
     results = []
@@ -92,101 +106,139 @@ def compare(
         path = out / "results" / f"{run.recipe}-seed{run.seed}.json"
         if not path.is_file():
             step = None if on_step is None else _bind(on_step, number, len(runs), run)
-            write_atomic(path, json.dumps(_run(run, step)).encode())
-        results.append(json.loads(path.read_text()))
-    report = _report(config, results, command, time.perf_counter() - start)
-    write_atomic(out / "report.json", json.dumps(report, indent=1).encode())
+            write_atomic(path, _dump(_run(run, step)))
+        results.append(_read(path))
+    report = _report(config, start, results, command)
+    write_atomic(out / "report.json", _dump(report))
     return report
+
+
+def _dump(value: Json) -> bytes:
+    return json.dumps(value, indent=1, allow_nan=False).encode()
+
+
+def _read(path: Path) -> Json:
+    try:
+        record: Json = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: no result of a run ({error}); delete it, then --resume makes it anew") from None
+    return record
 
 
 def _bind(on_step: OnStep, number: int, runs: int, run: TrainConfig) -> Callable[[StepInfo], None]:
     return lambda info: on_step(number, runs, f"{run.recipe} (seed {run.seed})", info)
 
 
+# --- one run ---
+
+
 def _run(config: TrainConfig, on_step: Callable[[StepInfo], None] | None) -> Json:
-    """Train once and return everything that the report needs of it."""
-    chosen = recipe(config.recipe)
-    row: Json = {"recipe": chosen.name, "seed": config.seed, "summary": chosen.summary, "paper": chosen.paper}
+    """Train once and return what was measured; a run that diverges keeps its losses up to there."""
+    curve: list[tuple[int, float]] = []
+
+    def note(info: StepInfo) -> None:
+        curve.append((info.step, info.loss))
+        if on_step is not None:
+            on_step(info)
+
+    begin = time.perf_counter()
     try:
-        result = train(config, on_step=on_step)
+        measured = _measured(train(config, on_step=note))
     except CheckFailed as error:
-        return {**row, "diverged": str(error)}
-    size = footprint(result.model, result.probe_batch)
-    seconds, note = predict(chosen.linear, _work(result))
-    large, _ = predict(chosen.linear, LLAMA_8B)
+        measured = _diverged(str(error), curve)
+    return {"recipe": config.recipe, "seed": config.seed, "seconds": time.perf_counter() - begin, **measured}
+
+
+def _measured(result: TrainResult) -> Json:
+    name = result.conversion.recipe
+    if not math.isfinite(result.final_val_loss):
+        return _diverged(f"recipe {name} diverged: its final validation loss is not finite", result.train_losses)
+    losses = probe(result.model, result.probe_batch, _loss_scale(recipe(name), result.skipped_steps))
     return {
-        **row,
         "diverged": None,
         "val_loss": result.final_val_loss,
-        "bits_weights": size.bits_weights,
-        "bits_operands": size.bits_operands,
-        "model_bytes": size.model_bytes,
-        "optimizer_bytes": size.optimizer_bytes,
-        "activation_bytes": size.activation_bytes,
         "step_seconds": result.seconds_per_step,
-        "h100_step_seconds": seconds,
-        "h100_8b_step_seconds": large,
-        "h100_note": note,
         "skipped_steps": result.skipped_steps,
         "train": result.train_losses,
         "val": result.val_losses,
-        "sites": [loss.to_json() for loss in probe(result.model, result.probe_batch)],
-        "conversion": result.conversion.to_json(),
-        "facts": _facts(config, result),
+        "sites": [loss.to_json() for loss in losses],
     }
 
 
-def _work(result: TrainResult) -> Work:
-    """Return the linear layers of the trained model, for the roofline."""
-    layers, wide = [], []
-    for name, module in result.model.named_modules():
-        if isinstance(module, nn.Linear):
-            inside = isinstance(module, Linear) or "head" not in name
-            (layers if inside else wide).append(Layer(module.out_features, module.in_features))
-    return Work("this model", tuple(layers), result.tokens_per_step, tuple(wide))
+def _diverged(why: str, curve: list[tuple[int, float]]) -> Json:
+    nothing: Json = {"val_loss": None, "step_seconds": None, "skipped_steps": 0, "val": [], "sites": []}
+    return {"diverged": why, "train": [point for point in curve if math.isfinite(point[1])], **nothing}
 
 
-def _facts(config: TrainConfig, result: TrainResult) -> Json:
-    """Return what all runs share: corpus, model, training."""
-    corpus, hf = result.tokens.corpus, result.model.config
+def _loss_scale(made_by: Recipe, skipped: int) -> float:
+    """Return the loss scale at the end of a short run: each skipped update lowered it once."""
+    scale = made_by.loss_scale
+    return scale.initial * scale.backoff**skipped if scale else 1.0
+
+
+# --- what needs no training ---
+
+
+@dataclass(frozen=True)
+class Start:
+    """What all runs start from: the wide model at its initial weights, and the corpus."""
+
+    model: nn.Module
+    tokens: TokenizedCorpus
+
+
+def _by_construction(chosen: Recipe, start: Start, config: TrainConfig) -> Json:
+    """Return the conversion table, the sizes and the predicted times: they depend on no training."""
+    model = copy.deepcopy(start.model)
+    conversion = chosen.convert(model, backend=config.backend, seed=config.seed)
+    tokens = start.tokens.validation_batches(1, config.batch, config.context)[0]
+    traffic = float(OPTIMIZER_TRAFFIC * sum(p.numel() for p in model.parameters()))
+    small = predict(chosen.linear, _work(conversion, _tokens_per_step(config)), other_bytes=traffic)
+    large = predict(chosen.linear, LLAMA_8B)
     return {
-        "corpus": {
-            "name": corpus.name,
-            "files": corpus.files,
-            "skipped": len(corpus.skipped),
-            "train_tokens": result.tokens.train.numel(),
-            "validation_tokens": result.tokens.validation.numel(),
-            "bytes": corpus.bytes,
-            "split": corpus.split,
-        },
-        "model": {
-            "name": str(config.model) if config.model else f"a small {type(result.model).__name__}",
-            "parameters": sum(p.numel() for p in result.model.parameters()),
-            "layers": getattr(hf, "num_hidden_layers", None),
-            "hidden": getattr(hf, "hidden_size", None),
-            "vocab": result.tokens.vocab,
-            "context": config.context,
-        },
-        "training": {**config.to_json(), "tokens_per_step": result.tokens_per_step},
+        **asdict(footprint(model, tokens)),
+        "h100_step_seconds": small.seconds,
+        "h100_8b_step_seconds": large.seconds,
+        "h100_note": large.note,
+        "conversion": conversion.to_json(),
     }
 
 
-def _report(config: CompareConfig, results: list[Json], command: str, seconds: float) -> Json:
+def _work(conversion: Conversion, tokens: int) -> Work:
+    """Return the linear layers of the model, for the roofline; with no recipe all of them are wide, and float32."""
+    linears = [row for row in conversion.rows if row.kind == "Linear"]
+    narrow = tuple(Layer(row.shape[0], row.shape[1]) for row in linears if row.became == "narrow")
+    wide = tuple(Layer(row.shape[0], row.shape[1]) for row in linears if row.became == "wide")
+    return Work("this model", narrow, tokens, wide)
+
+
+def _tokens_per_step(config: TrainConfig) -> int:
+    return config.batch * config.context * config.accumulate
+
+
+# --- the report ---
+
+
+def _report(config: CompareConfig, start: Start, results: list[Json], command: str) -> Json:
+    """Return everything that the report shows, as plain values."""
     base, others = results[: config.seeds + 1], results[config.seeds + 1 :]
     failed = next((r for r in base if r["diverged"]), None)
     if failed is not None:
-        raise CheckFailed(f"the baseline itself diverged, so there is nothing to compare with: {failed['diverged']}")
+        raise CheckFailed(
+            f"the baseline itself diverged under seed {failed['seed']}, so there is nothing to compare with: "
+            f"{failed['diverged']}; lower --lr"
+        )
     floor = noise_floor([r["val_loss"] for r in base])
-    rows = [_row(r, base[0], floor.verdict) for r in (base[0], *others)]
     order = list(recipes())
-    rows.sort(key=lambda r: order.index(r["recipe"]))
-    facts = base[0]["facts"]
+    rows = sorted((base[0], *others), key=lambda r: order.index(r["recipe"]))
     return {
         "kind": "narrowcast-compare",
         "version": 1,
         "command": command,
         "versions": versions(),
-        **facts,
+        "corpus": _corpus(start.tokens),
+        "model": _model(start, config.training),
+        "training": _training(config.training),
         "baseline": config.baseline,
         "noise": {
             "seeds": [r["seed"] for r in base],
@@ -196,18 +248,56 @@ def _report(config: CompareConfig, results: list[Json], command: str, seconds: f
             "half_width": floor.half_width,
             "explanation": floor.explanation,
         },
-        "rows": rows,
-        "gpu": {"name": H100.name, "constants": [vars(c) for c in H100.constants], "reference": LLAMA_8B.name},
-        "seconds": seconds,
+        "rows": [_row(r, base[0], floor, start, config.training) for r in rows],
+        "gpu": {"name": H100.name, "constants": [asdict(c) for c in H100.constants], "reference": LLAMA_8B.name},
+        "seconds": sum(r["seconds"] for r in results),
     }
 
 
-def _row(result: Json, base: Json, verdict: Callable[[float], str]) -> Json:
-    row = {k: v for k, v in result.items() if k not in ("facts", "seed")}
+def _row(result: Json, base: Json, floor: NoiseFloor, start: Start, config: TrainConfig) -> Json:
+    """Return one row: what was measured, how it is judged, and what follows from the recipe alone."""
+    chosen = recipe(result["recipe"])
     if result["diverged"]:
-        return {**row, "gap": None, "verdict": "diverged"}
-    gap = result["val_loss"] - base["val_loss"]
-    return {**row, "gap": gap, "verdict": "baseline" if result["recipe"] == base["recipe"] else verdict(gap)}
+        gap, verdict = None, "diverged"
+    else:
+        gap = result["val_loss"] - base["val_loss"]
+        verdict = "baseline" if result["recipe"] == base["recipe"] else floor.verdict(gap)
+    measured = {key: value for key, value in result.items() if key not in ("seed", "seconds")}
+    judged = {"summary": chosen.summary, "paper": chosen.paper, "gap": gap, "verdict": verdict}
+    return {**measured, **judged, **_by_construction(chosen, start, config)}
+
+
+def _corpus(tokens: TokenizedCorpus) -> Json:
+    corpus = tokens.corpus
+    return {
+        "name": corpus.name,
+        "files": corpus.files,
+        "train_files": len(corpus.train),
+        "validation_files": len(corpus.validation),
+        "skipped": len(corpus.skipped),
+        "train_tokens": tokens.train.numel(),
+        "validation_tokens": tokens.validation.numel(),
+        "bytes": corpus.bytes,
+        "split": corpus.split,
+    }
+
+
+def _model(start: Start, config: TrainConfig) -> Json:
+    hf: Any = start.model.config
+    return {
+        "name": str(config.model) if config.model else f"a small {type(start.model).__name__}",
+        "parameters": sum(p.numel() for p in start.model.parameters()),
+        "layers": getattr(hf, "num_hidden_layers", None),
+        "hidden": getattr(hf, "hidden_size", None),
+        "vocab": start.tokens.vocab,
+        "context": config.context,
+    }
+
+
+def _training(config: TrainConfig) -> Json:
+    settings = config.to_json()
+    del settings["recipe"]
+    return {**settings, "tokens_per_step": _tokens_per_step(config)}
 
 
 def versions() -> Json:

@@ -6,6 +6,13 @@ import pytest
 
 import narrowcast as nc
 from narrowcast.cli import run
+from narrowcast.cli.common import console
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cell wraps, whatever COLUMNS says."""
+    monkeypatch.setattr(console, "width", 200)
 
 
 def shown(capsys: pytest.CaptureFixture[str], *args: str) -> str:

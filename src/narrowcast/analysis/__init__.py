@@ -1,17 +1,20 @@
 """Floor 6: what a recipe costs and gains, from measurements and named constants."""
 
-from narrowcast.analysis.footprint import Footprint, footprint
+from narrowcast.analysis.footprint import OPTIMIZER_TRAFFIC, Footprint, footprint
 from narrowcast.analysis.noise import NoiseFloor, noise_floor
-from narrowcast.analysis.roofline import H100, LLAMA_8B, Layer, Work, predict
+from narrowcast.analysis.roofline import H100, LLAMA_8B, Gpu, Layer, Prediction, Work, predict
 from narrowcast.analysis.sites import OperandLoss, operand_loss, probe
 
 __all__ = [
     "H100",
     "LLAMA_8B",
+    "OPTIMIZER_TRAFFIC",
     "Footprint",
+    "Gpu",
     "Layer",
     "NoiseFloor",
     "OperandLoss",
+    "Prediction",
     "Work",
     "footprint",
     "noise_floor",

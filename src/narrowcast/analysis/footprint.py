@@ -1,4 +1,12 @@
-"""Bits and bytes: what a recipe stores, as a native implementation would store it."""
+"""Bits and bytes: what a recipe stores, as hardware with its formats would store it.
+
+This emulation itself holds everything in float32; these are not its bytes. Scales count everywhere.
+
+- *weights*: converted layers by their forward weight cast; other parameters as bfloat16 (float32 without a recipe);
+- *operands*: all six of every converted layer, each in the shape in which its gemm reads it;
+- *optimizer*: float32 master weights and AdamW's two float32 moments, 12 bytes per parameter in every recipe here;
+- *activations*: what autograd keeps from one real forward pass; see `activation_bytes`.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from narrowcast.analysis.roofline import Layer
 from narrowcast.metrics import next_token_loss
 from narrowcast.nn import OPERANDS, Linear
 from narrowcast.ops import Reuse
 
 _OPTIMIZER_BYTES = 12  # float32 master weight and two float32 moments per parameter
+#: bytes per parameter that AdamW moves: reads weight, gradient and moments, writes back three and a bfloat16 copy
+OPTIMIZER_TRAFFIC = 16 + 12 + 2
+_FIRST = {"x": "fwd.x", "w": "fwd.w", "g": "dgrad.g"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +31,7 @@ class Footprint:
 
     Attributes:
         bits_weights: bits per element of the narrowed weights, scales counted.
-        bits_operands: mean bits per element over the six operands, scales counted.
+        bits_operands: bits per element over the six operands, scales counted.
         model_bytes: narrowed weights as codes and scales, the rest in bfloat16 (float32 without a recipe).
         optimizer_bytes: float32 master weights and both AdamW moments.
         activation_bytes: kept for the backward pass; see `activation_bytes`.
@@ -51,17 +63,17 @@ def footprint(model: nn.Module, tokens: Tensor) -> Footprint:
     )
 
 
-def _operand_bits(linears: list[Linear], rows: int) -> float:
-    """Return mean bits over the six operands of all layers, weighted by their elements."""
+def _operand_bits(linears: list[Linear], tokens: int) -> float:
+    """Return bits per element over the six operands of all layers, each weighted by its elements."""
     bits = elements = 0.0
     for m in linears:
-        out, inputs = m.weight.shape
-        shapes = {"x": (rows, inputs), "w": (out, inputs), "g": (rows, out)}
+        layer = Layer(m.out_features, m.in_features)
         for label in OPERANDS:
-            shape = shapes[label[-1]]
-            size = shape[0] * shape[1]
-            bits += m.spec.cast(label).bits_per_element(shape) * size
-            elements += size
+            operand = m.spec.operand(label)
+            again = isinstance(operand, Reuse) and operand.then is None  # the first codes, laid out as they were
+            shape = layer.shape(_FIRST[label[-1]] if again else label, tokens)
+            bits += m.spec.cast(label).bits_per_element(shape) * shape[0] * shape[1]
+            elements += shape[0] * shape[1]
     return bits / elements
 
 
@@ -69,19 +81,19 @@ def activation_bytes(model: nn.Module, tokens: Tensor, wide: int) -> int:
     """Return the bytes that a native implementation keeps between forward and backward.
 
     One real forward pass under `torch.autograd.graph.saved_tensors_hooks` counts every tensor that autograd keeps,
-    each storage once, parameters left out, at ``wide`` bits per floating-point element. What a narrow layer keeps
-    counts as its spec says (`LinearSpec.saved_bits`): its wide input, or codes and scales where the backward pass
-    reuses them (once for all layers that cast the same input the same way), and reused weight codes.
+    each storage once, parameters, buffers and tokens left out, at ``wide`` bits per floating-point element. What a
+    narrow layer keeps counts as its spec says (`LinearSpec.saved_bits`): its wide input, or codes and scales where
+    the backward pass reuses them (once for all layers that cast the same input the same way), and reused weight codes.
     """
     kept: dict[object, tuple[Tensor, float]] = {}  # the tensors are held, so that no storage address comes twice
-    parameters = {_address(p) for p in model.parameters()}
+    own = {_address(t) for t in (*model.parameters(), *model.buffers(), tokens)}
     inside: list[Linear] = []
 
     def keep(key: object, t: Tensor, bits: float) -> None:
         kept[key] = t, max(bits, kept[key][1] if key in kept else 0.0)
 
     def pack(t: Tensor) -> Tensor:
-        if not inside and _address(t) not in parameters:
+        if not inside and _address(t) not in own:
             size = t.untyped_storage().nbytes() // t.element_size()
             keep(_address(t), t, size * (wide if t.is_floating_point() else t.element_size() * 8))
         return t

@@ -1,12 +1,23 @@
-"""When is a gap a gap? The baseline's own spread over seeds decides."""
+"""When is a gap a gap? The baseline's own spread over seeds decides.
+
+The baseline is trained under n seeds. One more run of it would end, with 95 % probability and for normal losses, in
+
+    mean +- t(0.975, n - 1) * s * sqrt(1 + 1/n)          s: sample standard deviation
+
+(Student's prediction interval; Hahn & Meeker 1991, Statistical Intervals, section 4.7). A gap no wider than half of it
+could be another seed. Gaps are taken between runs of one seed, which share weights and batches and so scatter less than
+runs of two seeds do: the verdict "not distinguishable" is the cautious one. Each recipe is judged alone: of twenty
+recipes without any effect one would be called better or worse.
+"""
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from narrowcast.errors import InputError
 
-_CONFIDENCE = 0.975  # two-sided 95 %
+_CONFIDENCE = 0.975  # one tail of two: 95 % between them
 
 
 @dataclass(frozen=True)
@@ -35,10 +46,10 @@ class NoiseFloor:
     def explanation(self) -> str:
         """One sentence for a report."""
         return (
-            f"The baseline was trained with {len(self.losses)} seeds (other weights, other batches). Its final "
-            f"validation losses have a standard deviation of {self.std:.4f}; 95 % of further baseline runs would fall "
-            f"within {self.half_width:.4f} of their mean (Student's prediction interval). A recipe shares the "
-            "baseline's weights and batches, so a gap beyond that width is more than a change of seed can do."
+            f"The baseline was trained under {len(self.losses)} seeds (other weights, other batches); its final "
+            f"validation losses have a standard deviation of {self.std:.4f} around {self.mean:.4f}, and 95 % of "
+            f"further baseline runs would end within {self.half_width:.4f} of that mean (Student's prediction "
+            "interval), so a smaller gap is not distinguishable from another seed"
         )
 
     def verdict(self, gap: float) -> str:
@@ -48,12 +59,18 @@ class NoiseFloor:
         return "better" if gap < -self.half_width else "not distinguishable"
 
 
-def noise_floor(losses: list[float]) -> NoiseFloor:
-    """Return the noise floor from at least three baseline losses."""
-    if len(losses) < 3:
-        raise InputError(f"the noise floor needs at least 3 baseline seeds, found {len(losses)}; raise --seeds")
+def student_quantile(freedom: int) -> float:
+    """Return the two-sided 95 % quantile of Student's t, e.g. 4.303 for 2 degrees of freedom."""
     from scipy.stats import t
 
+    return float(t.ppf(_CONFIDENCE, freedom))
+
+
+def noise_floor(losses: Sequence[float]) -> NoiseFloor:
+    """Return the noise floor from the losses (nats per token) of at least three baseline runs."""
     n = len(losses)
-    width = float(t.ppf(_CONFIDENCE, n - 1)) * statistics.stdev(losses) * math.sqrt(1 + 1 / n)
-    return NoiseFloor(tuple(losses), width)
+    if n < 3:
+        raise InputError(f"the noise floor needs at least 3 baseline seeds, found {n}; raise --seeds")
+    if not all(math.isfinite(loss) for loss in losses):
+        raise InputError(f"the noise floor needs finite losses, found {list(losses)}; lower --lr")
+    return NoiseFloor(tuple(losses), student_quantile(n - 1) * statistics.stdev(losses) * math.sqrt(1 + 1 / n))

@@ -1,27 +1,41 @@
-"""What each operand of each layer loses: SQNR, underflow and saturation, measured on one training step."""
+"""What each cast does to the tensors of a trained model: error, underflow and saturation, per layer and operand.
+
+One probe batch runs forward and backward; the input, weight and output gradient of every converted layer are caught
+and cast once more, exactly as the layer casts them. Shares are of the source elements that are not zero (padding is):
+
+- *SQNR*: 10 log10 (sum of squares of the source / sum of squares of the error) in dB; None where nothing is lost;
+- *underflow*: share of elements that became zero;
+- *saturate*: share of elements that the format's range clipped: scaled, they lie beyond its largest value by more than
+  half the step below it (more than rounding would have moved them).
+
+Where a gemm rotates its operands, all three are measured in the rotated basis, in which the cast works.
+"""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from narrowcast.errors import InputError
 from narrowcast.metrics import next_token_loss
-from narrowcast.nn import Linear, operands
+from narrowcast.nn import OPERANDS, Linear, Operand, operands
 from narrowcast.quantize import Cast
+
+_FIRST = {"x": "fwd.x", "w": "fwd.w", "g": "dgrad.g"}
 
 
 @dataclass(frozen=True)
 class OperandLoss:
-    """What one operand of one layer loses in its cast.
+    """What one operand of one layer loses in its cast; the module defines the three numbers.
 
     Attributes:
         site, operand: the layer's name, and which of its six operands.
-        sqnr_db: 10 log10(sum x^2 / sum (x - q)^2); None where the cast is exact.
-        underflow: share of the non-zero source values that became zero.
-        saturate: share of the source values that were cut to the largest magnitude of their tile and lost more by it
-            than rounding can take at the top of the range (half a step; a whole one if rounded stochastically).
+        sqnr_db: in decibels; None where the cast is exact, or its result is not finite.
+        underflow, saturate: shares between 0 and 1.
     """
 
     site: str
@@ -35,56 +49,115 @@ class OperandLoss:
         return asdict(self)
 
 
-def operand_loss(site: str, label: str, source: Tensor, result: Tensor, cast: Cast) -> OperandLoss:
-    """Return what ``result = cast(source)`` lost; both float32 of one shape."""
-    signal, error = source.double().square().sum(), (source.double() - result.double()).square().sum()
-    exact = float(error) == 0.0 or float(signal) == 0.0
-    nonzero = source != 0
-    under = float((nonzero & (result == 0)).sum()) / max(1, int(nonzero.sum()))
-    # A value rounds by at most half a step (a whole one if stochastically): what lost more was cut.
-    most = 1.0 if cast.rounding.random else 0.5
-    step = 2.0 ** (cast.format.top_exponent - cast.format.precision) / cast.format.max
-    cut = source.abs() > result.abs() * (1 + most * step) * (1 + 1e-6)
-    top = result.abs() >= _largest(result, cast)
-    over = float((cut & top & nonzero).sum()) / max(1, source.numel())
-    return OperandLoss(site, label, None if exact else 10 * math.log10(float(signal / error)), under, over)
+def operand_loss(
+    site: str, label: str, source: Tensor, result: Tensor, cast: Cast, history: Tensor | None = None
+) -> OperandLoss:
+    """Return what ``result``, which ``cast`` made of ``source``, lost.
+
+    Args:
+        site, label: the layer's name, and which operand.
+        source, result: float32 ``[rows, K]``, padded and rotated as the cast saw and left them.
+        cast: the cast.
+        history: amax history of a delayed scale as it was when the cast ran; it is left as it is.
+    """
+    present = source != 0
+    count = int(present.sum())
+    if count == 0:
+        return OperandLoss(site, label, None, 0.0, 0.0)
+    underflow = int((present & (result == 0)).sum()) / count
+    return OperandLoss(site, label, sqnr_db(source, result), underflow, _clipped(source, cast, history) / count)
 
 
-def _largest(result: Tensor, cast: Cast) -> Tensor:
-    """Return, for each element, the largest magnitude in its tile after the cast: where saturation would put it."""
-    padded = cast.tile.padded(result.abs()) if cast.tile.pad else result.abs()
-    blocks, inside = cast.tile.blocks(padded)
-    spread = blocks.amax(inside, keepdim=True).expand(blocks.shape).reshape(padded.shape)
-    return spread[tuple(slice(0, n) for n in result.shape)]
+def sqnr_db(source: Tensor, result: Tensor) -> float | None:
+    """Return the signal to quantization noise ratio in dB, None where exact or not finite."""
+    signal = float(source.double().square().sum())
+    noise = float((source.double() - result.double()).square().sum())
+    return 10 * math.log10(signal / noise) if noise > 0 and math.isfinite(noise) else None
 
 
-def probe(model: nn.Module, tokens: Tensor) -> list[OperandLoss]:
-    """Run one forward and backward pass of a converted ``model`` on ``tokens`` and measure every operand."""
-    captured: dict[str, dict[str, Tensor]] = {}
+def _clipped(source: Tensor, cast: Cast, history: Tensor | None) -> int:
+    """Return how many elements the format's range clipped, from the scales that the cast used."""
+    if cast.is_identity:
+        return 0
+    blocks, inside = cast.tile.blocks(cast.tile.padded(source))
+    amax = blocks.abs().amax(inside, keepdim=True)
+    if cast.scale.delayed is not None and history is not None:
+        amax = cast.scale.delayed.amax(history.clone(), amax.amax()).view(amax.shape)
+    scaled = blocks.abs().double() * cast.scale.scale(amax, cast.format).into.double()
+    half_step = 2.0 ** (cast.format.top_exponent - cast.format.precision - 1)
+    return int((scaled > cast.format.max + half_step).sum())
 
-    def forward(layer: Linear, args: tuple[Any, ...], output: Tensor) -> None:
-        captured.setdefault(layer.site, {})["x"] = args[0].detach().reshape(-1, layer.in_features).float()
 
-    def backward(layer: Linear, grad_in: Any, grad_out: tuple[Tensor, ...]) -> None:
-        captured[layer.site]["g"] = grad_out[0].detach().reshape(-1, layer.out_features).float()
+def probe(model: nn.Module, tokens: Tensor, loss_scale: float = 1.0) -> list[OperandLoss]:
+    """Run one forward and backward pass of a converted ``model`` and measure every operand of every layer.
 
+    The model is left as it was: weights, gradients, amax histories and random steps.
+
+    Args:
+        model: a converted causal language model.
+        tokens: int64 ``[batch, context + 1]``.
+        loss_scale: what training multiplies its loss by: it decides which narrow gradients underflow.
+    """
     linears = [m for m in model.modules() if isinstance(m, Linear)]
-    state = [(b, b.clone()) for m in linears for b in m.buffers()]
-    handles = [m.register_forward_hook(forward) for m in linears]  # type: ignore[arg-type]
-    handles += [m.register_full_backward_hook(backward) for m in linears]  # type: ignore[arg-type]
-    try:
-        next_token_loss(model, tokens).backward()  # type: ignore[no-untyped-call]
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, before in state:
-                buffer.copy_(before)
-    return [loss for m in linears for loss in _losses(m, captured[m.site])]
+    caught: dict[Linear, dict[str, Tensor]] = {layer: {} for layer in linears}
+    with _undone(model), _watching(caught):
+        (next_token_loss(model, tokens) * loss_scale).backward()
+    return [loss for layer, seen in caught.items() for loss in _losses(layer, seen)]
 
 
 @torch.no_grad()
 def _losses(layer: Linear, seen: dict[str, Tensor]) -> list[OperandLoss]:
-    found = operands(layer, seen["x"], layer.weight.detach(), seen["g"])
-    return [operand_loss(layer.site, label, o.source, o.result, o.cast) for label, o in found.items()]
+    if "x" not in seen or "g" not in seen:
+        raise InputError(f"layer {layer.site!r}: the probe batch did not reach it, forward and backward")
+    cast_operands = operands(layer, seen["x"], layer.weight.detach(), seen["g"])
+    found = {label: _loss(layer, label, cast_operands) for label in OPERANDS}
+    return list(found.values())
+
+
+def _loss(layer: Linear, label: str, cast_operands: dict[str, Operand]) -> OperandLoss:
+    """Return the loss of one operand; plainly reused codes are those of the first cast, in its own orientation."""
+    operand, first = cast_operands[label], _FIRST[label[-1]]
+    made_at = first if operand.reused and operand.cast == cast_operands[first].cast else label
+    of = cast_operands[made_at]
+    history = None
+    if layer.history is not None and of.cast.scale.delayed is not None:
+        history = layer.history[OPERANDS.index(made_at), : of.cast.scale.delayed.length + 1]
+    return operand_loss(layer.site, label, of.source, of.result, of.cast, history)
+
+
+@contextmanager
+def _watching(caught: dict[Linear, dict[str, Tensor]]) -> Iterator[None]:
+    """Note each layer's input and output gradient; of a layer called several times, those of one call."""
+
+    def forward_hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, Linear)
+        seen = caught[layer] = {"x": inputs[0].detach().reshape(-1, layer.in_features).float()}
+
+        def note(gradient: Tensor) -> None:
+            seen["g"] = gradient.detach().reshape(-1, gradient.shape[-1]).float()
+
+        if output.requires_grad:
+            output.register_hook(note)
+
+    handles = [layer.register_forward_hook(forward_hook) for layer in caught]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _undone(model: nn.Module) -> Iterator[None]:
+    """Put gradients and buffers (steps, histories) back afterwards."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    model.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        for p, gradient in gradients:
+            p.grad = gradient
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

@@ -86,7 +86,8 @@ def run(args: list[str] | None = None) -> int:
     0 done, 1 a check failed, 2 bad input, 130 interrupted.
     """
     try:
-        return int(app(args, standalone_mode=False, prog_name="narrowcast") or 0)
+        status = int(app(args, standalone_mode=False, prog_name="narrowcast") or 0)
+        return _fail("interrupted", status) if status == _INTERRUPTED else status  # typer answers Ctrl-C so
     except NarrowcastError as error:
         return _fail(str(error), error.exit_status)
     except typer.TyperException as error:  # an option that does not exist or does not parse
@@ -97,7 +98,7 @@ def run(args: list[str] | None = None) -> int:
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}", InputError.exit_status)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort):  # before and after typer's own hand is on it
         return _fail("interrupted", _INTERRUPTED)
 
 

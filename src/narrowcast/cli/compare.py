@@ -23,9 +23,9 @@ from narrowcast.cli.common import (
     progress,
     use_threads,
 )
-from narrowcast.compare import CompareConfig, CompareStep
+from narrowcast.compare import CompareConfig
 from narrowcast.compare import compare as run_comparison
-from narrowcast.train import TrainConfig
+from narrowcast.train import StepInfo, TrainConfig
 
 _D = TrainConfig()
 _STYLES = {"worse": "red", "diverged": "red", "better": "green", "baseline": "dim"}
@@ -58,7 +58,7 @@ def compare(
     use_threads(threads)
     names = tuple(name.strip() for name in recipes.split(",") if name.strip())
     training = TrainConfig(steps=steps, batch=batch, context=context, lr=lr, data=data, model=model, seed=seed)
-    config = CompareConfig(names, baseline, seeds, training)
+    config = CompareConfig(training, names, baseline, seeds)
     command = shlex.join(["narrowcast", *sys.argv[1:]])
     report = _run(config, out, resume=resume, overwrite=overwrite, command=command)
     from narrowcast.report import summary, write
@@ -72,10 +72,9 @@ def _run(config: CompareConfig, out: Path, *, resume: bool, overwrite: bool, com
     with progress() as bar:
         task = bar.add_task("compare", total=len(config.runs) * config.training.steps, note="")
 
-        def on_step(at: CompareStep) -> None:
-            loss = "" if at.loss is None else f"loss {at.loss:.3f}"
-            done = (at.run - 1) * at.steps + at.step
-            bar.update(task, completed=done, note=f"run {at.run}/{at.runs} {at.recipe} seed {at.seed}  {loss}")
+        def on_step(number: int, runs: int, name: str, info: StepInfo) -> None:
+            note = f"run {number + 1}/{runs} {name}  loss {info.loss:.3f}"
+            bar.update(task, completed=number * info.steps + info.step, note=note)
 
         return run_comparison(config, out, resume=resume, overwrite=overwrite, on_step=on_step, command=command)
 

@@ -5,6 +5,7 @@ of codes) is derived from its few fields. All formats here have at most 24 signi
 float32 holds each of their values exactly.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -72,7 +73,7 @@ class Format(ABC):
     @property
     def top_exponent(self) -> int:
         """floor(log2(max)): the `emax` of the OCP MX specification."""
-        return int(torch.frexp(torch.tensor(self.max, dtype=torch.float64)).exponent) - 1
+        return math.frexp(self.max)[1] - 1
 
     @property
     def code_dtype(self) -> torch.dtype:

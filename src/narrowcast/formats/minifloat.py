@@ -137,7 +137,10 @@ class Minifloat(Format):
     @property
     def max(self) -> float:
         """Largest finite value."""
-        return float(self.decode(torch.tensor(self.max_code)))
+        field, rest = divmod(self.max_code, 1 << self.mantissa)
+        if field == 0 and self.bottom is not Bottom.NORMAL:
+            return rest * 2.0 ** (1 - self.bias - self.mantissa)
+        return (1 + rest / (1 << self.mantissa)) * 2.0 ** (field - self.bias)
 
     @property
     def smallest_normal(self) -> float:

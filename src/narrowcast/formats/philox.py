@@ -28,7 +28,8 @@ def philox(counter: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> tupl
     Words are int64 tensors (any broadcastable shapes) or ints holding unsigned 32-bit values. Even and odd words
     travel as pairs, which halves the number of small operations (7 a round).
     """
-    words = torch.broadcast_tensors(*(torch.as_tensor(c) for c in counter))
+    device = next((c.device for c in counter if isinstance(c, Tensor) and c.dim()), None)
+    words = torch.broadcast_tensors(*(torch.as_tensor(c, device=device) for c in counter))
     even, odd = torch.stack([words[0], words[2]]), torch.stack([words[1], words[3]])
     column = (2,) + (1,) * (even.dim() - 1)
     multipliers = torch.tensor(_MULTIPLIERS, device=even.device).view(column)

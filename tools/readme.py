@@ -1,0 +1,103 @@
+"""Fill the marked places of README.md: ``./dev readme``.
+
+``file-tree`` comes from the modules' own first lines, ``compare-table`` from a committed report of
+``narrowcast compare``. Whatever stands between ``<!-- name -->`` and ``<!-- /name -->`` is replaced.
+"""
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+COMPARISON = ROOT / "bench" / "results" / "compare.json"
+WIDTH = 110
+
+# The floors, bottom up, then the side wing, then what stands beside them.
+ORDER = (
+    "errors formats scaling transforms quantize ops kernels backend nn optim comm recipes __init__ "
+    "io analysis health train evaluate compare report cli models metrics workloads"
+).split()
+
+
+def first_line(path: Path) -> str:
+    """Return the first line of a module's docstring, without its full stop."""
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return doc.split("\n")[0].removesuffix(".")
+
+
+def sources() -> list[Path]:
+    """Return every source file, floor by floor."""
+    package = ROOT / "src" / "narrowcast"
+
+    def place(path: Path) -> tuple[int, bool, str]:
+        top, *inner = path.relative_to(package).with_suffix("").parts
+        floor = ORDER.index(top) if top in ORDER else len(ORDER)
+        return floor, inner != ["__init__"], str(path)
+
+    return sorted(package.rglob("*.py"), key=place)
+
+
+def file_tree() -> str:
+    """Return one line for each source file: its path below src/narrowcast and what it is."""
+    package = ROOT / "src" / "narrowcast"
+    names = {path: str(path.relative_to(package)) for path in sources()}
+    column = max(map(len, names.values())) + 2
+    lines = [f"{name:<{column}}{first_line(path)}" for path, name in names.items()]
+    return "\n".join(["```", *(line if len(line) <= WIDTH else line[: WIDTH - 3] + "..." for line in lines), "```"])
+
+
+def compare_table(report: dict[str, Any]) -> str:
+    """Return the rows of a comparison as a Markdown table, with what it ran on below."""
+    head = (
+        "recipe", "validation loss", f"gap (noise ±{report['noise']['half_width']:.4f})", "verdict",
+        "bits per weight", "activations kept, MB", "step here, ms",
+    )  # fmt: skip
+    rows = [
+        (
+            f"`{row['recipe']}`",
+            cell(row["val_loss"], ".4f"),
+            cell(row["gap"], "+.4f"),
+            row["verdict"],
+            cell(row["bits_weights"], ".2f"),
+            cell(row["activation_bytes"], ".1f", 1e-6),
+            cell(row["step_seconds"], ".0f", 1e3),
+        )
+        if not row["diverged"]
+        else (f"`{row['recipe']}`", "", "", "diverged", "", "", "")
+        for row in report["rows"]
+    ]
+    table = [head, ("---", *["---:"] * 2, "---", *["---:"] * 3), *rows]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    ran, training = report["versions"], report["training"]
+    note = (
+        f"`{report['command']}`: {report['model']['parameters']:,} parameters, {training['steps']} steps of "
+        f"{training['tokens_per_step']:,} tokens; torch {ran['torch']}, {ran['cpu']}, {ran['threads']} threads, {ran['date']}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def cell(value: float | None, spec: str, factor: float = 1.0) -> str:
+    """Return ``value`` times ``factor`` as text, or nothing where there is none."""
+    return "" if value is None else format(value * factor, spec)
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """Return ``text`` with ``content`` between the markers called ``name``."""
+    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    assert pattern.search(text), f"README.md has no place marked {name}"
+    return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
+
+
+def readme() -> str:
+    """Return README.md as it should be."""
+    text = filled(README.read_text(encoding="utf-8"), "file-tree", file_tree())
+    if COMPARISON.is_file():
+        text = filled(text, "compare-table", compare_table(json.loads(COMPARISON.read_text(encoding="utf-8"))))
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(readme(), encoding="utf-8")
