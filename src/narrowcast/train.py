@@ -48,16 +48,16 @@ class TrainConfig:
     data: Path | None = None
     model: Path | None = None
     steps: int = 150
-    batch: int = 8
-    context: int = 128
+    batch: int = 16
+    context: int = 64
     accumulate: int = 1
-    lr: float = 3e-3
+    lr: float = 4e-3
     warmup: int = 15
     schedule: str = "cosine"
     weight_decay: float = 0.1
     clip: float = 1.0
     seed: int = 0
-    vocab: int = 1024
+    vocab: int = 512
     eval_every: int = 50
     eval_batches: int = 8
     checkpoint_every: int = 50
@@ -149,7 +149,7 @@ class Trainer:
         model, tokens = build(config)
         conversion = self.recipe.convert(model, backend=config.backend, seed=config.seed)
         self.model = model
-        self.scaler = LossScaler(self.recipe.loss_scale) if self.recipe.loss_scale else None
+        self.scaler = LossScaler(**asdict(self.recipe.loss_scale)) if self.recipe.loss_scale else None
         matrices = [p for p in model.parameters() if p.dim() >= 2]
         others = [p for p in model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]

@@ -1,0 +1,56 @@
+"""One self-contained HTML file from one report."""
+
+import json
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from narrowcast.io import write_atomic
+from narrowcast.report.figures import gap_figure, heat_maps, loss_figure
+from narrowcast.report.findings import summary
+from narrowcast.report.tables import conversion_tables, facts_table, gpu_table, main_table
+
+
+def render(report: dict[str, Any]) -> str:
+    """Return the page: it needs no network and no other file."""
+    from plotly.offline import get_plotlyjs
+
+    here = files("narrowcast.report")
+    findings = summary(report)
+    gpu = report["gpu"]
+    return Template((here / "page.html").read_text()).substitute(
+        plotly=get_plotlyjs(),
+        style=(here / "style.css").read_text(),
+        script=(here / "page.js").read_text(),
+        headline=escape(findings[0]),
+        findings="".join(f"<p>{escape(sentence)}</p>" for sentence in findings[1:]),
+        baseline=escape(report["baseline"]),
+        noise=escape(report["noise"]["explanation"]),
+        model=escape(f"{report['model']['name']}, {report['model']['parameters']:,} parameters"),
+        corpus=escape(f"{report['corpus']['name']} ({report['corpus']['train_tokens']:,} tokens)"),
+        steps=report["training"]["steps"],
+        tokens=f"{report['training']['steps'] * report['training']['tokens_per_step']:,}",
+        gpu=escape(gpu["name"]),
+        reference=escape(gpu.get("reference", "a Llama-8B stack")),
+        main=main_table(report),
+        conversions=conversion_tables(report),
+        facts=facts_table(report),
+        constants=gpu_table(report),
+        figures=_embedded({"gap": gap_figure(report), "val": loss_figure(report, "val"),
+                           "train": loss_figure(report, "train")}),  # fmt: skip
+        maps=_embedded(heat_maps(report)),
+    )
+
+
+def _embedded(value: Any) -> str:
+    """Return JSON that cannot end the script element it stands in."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+
+
+def write(report: dict[str, Any], folder: Path) -> Path:
+    """Write ``folder/report.html`` atomically and return its path."""
+    path = folder / "report.html"
+    write_atomic(path, render(report).encode())
+    return path
