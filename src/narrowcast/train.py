@@ -59,7 +59,7 @@ class TrainConfig:
     seed: int = 0
     vocab: int = 512
     eval_every: int = 50
-    eval_batches: int = 8
+    eval_batches: int = 32
     checkpoint_every: int = 50
     backend: str = "auto"
 
