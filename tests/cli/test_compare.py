@@ -11,6 +11,7 @@ from rich.console import Console
 
 import narrowcast.cli.compare as verb
 from narrowcast.cli import run
+from narrowcast.cli.common import console
 from narrowcast.compare import CompareConfig
 from narrowcast.train import StepInfo
 
@@ -74,8 +75,9 @@ def test_options_reach_the_comparison(made: dict[str, Any], tmp_path: Path) -> N
 
 
 def test_people_get_table_findings_and_the_page(
-    made: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    made: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(console, "width", 100)
     assert run(["compare", "--out", str(tmp_path / "o")]) == 0
     out = capsys.readouterr().out
     for part in ("fp8-tensorwise", "not distinguishable", "+0.0100", "The first finding.", "noise: five seeds"):

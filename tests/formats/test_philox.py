@@ -123,3 +123,17 @@ def test_statistics_of_a_million_draws():
     for lag in (1, 2, 8, 4096):
         correlation = float(((uniform[lag:] - 0.5) * (uniform[:-lag] - 0.5)).mean()) * 12
         assert sigmas(correlation, 0, 1 / math.sqrt(n - lag)) < 4
+
+
+# Torch's own warnings, while it loads its compiler.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_draws_equal_eager_ones():
+    """Small shapes too: a version that stacked the words came out wrong there (element 1 of 8), and only there."""
+
+    def draw(step):
+        return [Stream(3, 1, step).bits(shape) for shape in ((8,), (64,), (5, 7), (512, 96))]
+
+    torch.compiler.reset()
+    compiled = torch.compile(draw, fullgraph=True)
+    for step in (torch.tensor(0), torch.tensor(7)):
+        assert all(torch.equal(a, b) for a, b in zip(compiled(step), draw(step), strict=True))

@@ -137,7 +137,8 @@ def test_autocast_sets_the_output_dtype_and_casts_from_the_wide_source(recipe):
     assert layer.weight.grad.dtype == torch.float32
 
 
-# Dynamo itself instantiates autograd.Function while tracing, and warns about that.
+# Torch's own: Dynamo instantiates autograd.Function while tracing, and loads torch.jit with its compiler.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("recipe", ["fp8-rowwise", "fp8-delayed", "mxfp4-rht-sr"])
 def test_compiles_whole_and_gives_the_same_operands(recipe):

@@ -25,22 +25,18 @@ Word = Tensor | int
 def philox(counter: tuple[Word, Word, Word, Word], key: tuple[int, int]) -> tuple[Tensor, ...]:
     """Return the four 32-bit words of Philox 4x32-10 at ``counter`` under ``key``.
 
-    Words are int64 tensors (any broadcastable shapes) or ints holding unsigned 32-bit values. Even and odd words
-    travel as pairs, which halves the number of small operations (7 a round).
+    Words are int64 tensors (any broadcastable shapes) or ints holding unsigned 32-bit values.
     """
     device = next((c.device for c in counter if isinstance(c, Tensor) and c.dim()), None)
-    words = torch.broadcast_tensors(*(torch.as_tensor(c, device=device) for c in counter))
-    even, odd = torch.stack([words[0], words[2]]), torch.stack([words[1], words[3]])
-    column = (2,) + (1,) * (even.dim() - 1)
-    multipliers = torch.tensor(_MULTIPLIERS, device=even.device).view(column)
+    c0, c1, c2, c3 = (torch.as_tensor(c, device=device) for c in counter)
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # int64 products wrap, but their low 64 bits are right: shift and mask read them as unsigned.
-        product = (even * multipliers).flip(0)
-        even = (product >> 32 & _MASK) ^ odd ^ torch.tensor((k0, k1), device=even.device).view(column)
-        odd = product & _MASK
+        # int64 products wrap, but their low 64 bits are right: shift and mask read them as unsigned. (Stacking even
+        # and odd words halves the operations, but Inductor 2.13 miscompiles it: element 1 of 8 came out wrong.)
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (p1 >> 32 & _MASK) ^ c1 ^ k0, p1 & _MASK, (p0 >> 32 & _MASK) ^ c3 ^ k1, p0 & _MASK
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return even[0], odd[0], even[1], odd[1]
+    return tuple(torch.broadcast_tensors(c0, c1, c2, c3))
 
 
 @dataclass(frozen=True)
