@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
+
 from tests.references import round_one
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)

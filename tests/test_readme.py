@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import readme
 
+import readme
 from narrowcast.cli import VERBS
 
 TEXT = readme.README.read_text(encoding="utf-8")

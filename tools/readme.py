@@ -16,10 +16,32 @@ COMPARISON = ROOT / "bench" / "results" / "compare.json"
 WIDTH = 110
 
 # The floors, bottom up, then the side wing, then what stands beside them.
-ORDER = (
-    "errors formats scaling transforms quantize ops kernels backend nn optim comm recipes __init__ "
-    "io analysis health train evaluate compare report cli models metrics workloads"
-).split()
+ORDER = [
+    "errors",
+    "formats",
+    "scaling",
+    "transforms",
+    "quantize",
+    "ops",
+    "kernels",
+    "backend",
+    "nn",
+    "optim",
+    "comm",
+    "recipes",
+    "__init__",
+    "io",
+    "analysis",
+    "health",
+    "train",
+    "evaluate",
+    "compare",
+    "report",
+    "cli",
+    "models",
+    "metrics",
+    "workloads",
+]
 
 
 def first_line(path: Path) -> str:

@@ -44,10 +44,10 @@ def evaluate_folder(
     documents = encode(texts, tokenizer)
     if chosen.linear is not None:
         chosen.convert(model)
-    longest = int(getattr(model.config, "max_position_embeddings", 2048))  # type: ignore[arg-type]
+    longest = int(getattr(model.config, "max_position_embeddings", 2048))
     window = min(window or settings.get("context", 0) or longest, longest)
-    start = model.config.bos_token_id  # type: ignore[union-attr]
-    batches = _windows(documents, window, batch, limit, 0 if start is None else int(start))  # type: ignore[arg-type]
+    start = getattr(model.config, "bos_token_id", None)
+    batches = _windows(documents, window, batch, limit, 0 if start is None else int(start))
     loss = mean_loss(model, batches)
     count = sum(b.shape[0] * (b.shape[1] - 1) for b in batches)
     size, total = sum(len(text.encode()) for text in texts), sum(len(d) for d in documents)
@@ -74,8 +74,4 @@ def _windows(documents: list[list[int]], window: int, batch: int, limit: int, st
             piece = ids[first : first + window]
             by_length.setdefault(len(piece), []).append([start, *piece])
             taken += 1
-    return [
-        torch.tensor(rows[i : i + batch])
-        for rows in by_length.values()
-        for i in range(0, len(rows), batch)
-    ]
+    return [torch.tensor(rows[i : i + batch]) for rows in by_length.values() for i in range(0, len(rows), batch)]

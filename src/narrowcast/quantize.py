@@ -39,6 +39,9 @@ PRESETS = {
 }
 
 
+UNSCALED = One()
+
+
 @dataclass(frozen=True)
 class Cast:
     """How one tensor is narrowed. The last axis is the contraction axis; tiles and transform run along it.
@@ -53,7 +56,7 @@ class Cast:
 
     format: Format
     tile: Tile = TENSOR
-    scale: ScaleRule = One()
+    scale: ScaleRule = UNSCALED
     rounding: Rounding = NEAREST_EVEN
     transform: Hadamard | None = None
 

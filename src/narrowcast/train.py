@@ -134,7 +134,7 @@ def build(config: TrainConfig) -> tuple[nn.Module, TokenizedCorpus]:
     tokens.check(config.context)
     if model is None:
         model = from_config(default_config(tokens.vocab, config.context), config.seed)
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator, union-attr]
+    rows = next(m for m in model.modules() if isinstance(m, nn.Embedding)).num_embeddings
     if tokens.vocab > rows:
         raise InputError(f"--model {config.model}: embeds {rows} tokens, the tokenizer has {tokens.vocab}; use its own")
     return model, tokens
@@ -192,7 +192,7 @@ class Trainer:
             loss = next_token_loss(self.model, tokens) / c.accumulate
             if not loss.isfinite():
                 self._diverged(tokens)
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            (loss * scale).backward()
             total += float(loss.detach())
         rate = learning_rate(c.schedule, self.step, c.steps, c.warmup, c.lr)
         if self._gradients_ready(tokens):
@@ -253,8 +253,10 @@ class Trainer:
             if self.scaler is not None:
                 self.scaler.scale, self.scaler.good, self.scaler.skipped = state["scaler"]
         for record in truncate_metrics(self.out / "metrics.jsonl", self.step if found else -1):
-            losses = self.result.train_losses if "loss" in record else self.result.val_losses
-            losses.append((record["step"], record.get("loss", record.get("val_loss"))))
+            key, losses = (
+                ("loss", self.result.train_losses) if "loss" in record else ("val_loss", self.result.val_losses)
+            )
+            losses.append((record["step"], record[key]))
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}

@@ -61,7 +61,10 @@ def quantize(spelling, x, seed: int = 7) -> QTensor:
 
 @every_cast
 def test_decoding_the_codes_is_the_cast_bit_for_bit(spelling):
-    for x in (source(), source(5, 256, seed=1)[:, ::2] if "+pad" in spelling or "x" not in spelling else source(seed=1).T):
+    for x in (
+        source(),
+        source(5, 256, seed=1)[:, ::2] if "+pad" in spelling or "x" not in spelling else source(seed=1).T,
+    ):
         if cast(spelling).tile.rows > 1 and x.shape[-2] % cast(spelling).tile.rows and not cast(spelling).tile.pad:
             continue
         if x.shape[-1] % cast(spelling).padding_multiple() and not cast(spelling).tile.pad:

@@ -50,7 +50,9 @@ def test_mxint8_element_rounds_as_in_gfloat(mode):
     assert round_ndarray(format_info_ocp_int8, np.array([-3.0]), GFLOAT_MODES[mode], sat=True) == -2
 
 
-@pytest.mark.parametrize("name", ["int1", "int2", "int4", "uint1", "uint2", "uint4", "int8", "uint8", "int16", "uint16"])
+@pytest.mark.parametrize(
+    "name", ["int1", "int2", "int4", "uint1", "uint2", "uint4", "int8", "uint8", "int16", "uint16"]
+)
 def test_every_code_decodes_as_in_ml_dtypes_and_numpy(name):
     kind = np.dtype(getattr(ml_dtypes, name, None) or name)
     fmt = format_(name if name.startswith("uint") else f"{name}_full")

@@ -1,6 +1,7 @@
 """The minifloat family: published tables and thresholds, exact rounding from float64, bad definitions."""
 
 import dataclasses
+import itertools
 import random
 
 import pytest
@@ -167,7 +168,7 @@ def near_every_edge(fmt: Minifloat) -> list[float]:
         rungs = [ladder[i + k] for i in (0, *chosen, len(ladder) - 2) for k in (0, 1)]
         pairs = list(zip(rungs[::2], rungs[1::2], strict=True))
     else:
-        pairs = list(zip(ladder, ladder[1:], strict=False))
+        pairs = list(itertools.pairwise(ladder))
     points = [float(p) for low, high in pairs for p in (low, (low + high) / 2, (3 * low + high) / 4)]
     hair = [p * (1 + side * 2.0**-45) for p in points for side in (-1, 1)]
     points = [*points, *hair, float(ladder[-1]), float(ladder[-1]) * 4, 1e-300, 1e300, 5e-324, torch.inf, torch.nan]

@@ -83,9 +83,7 @@ def test_shapes_without_much_in_them(shape):
     assert Stream().bits(shape).shape == shape
 
 
-@pytest.mark.parametrize(
-    ("shape", "whole", "start"), [((3,), (4,), (2,)), ((2, 2), (4,), (0,)), ((5,), (4,), None)]
-)
+@pytest.mark.parametrize(("shape", "whole", "start"), [((3,), (4,), (2,)), ((2, 2), (4,), (0,)), ((5,), (4,), None)])
 def test_a_piece_outside_the_whole_is_refused(shape, whole, start):
     with pytest.raises(InputError, match="outside"):
         Stream().bits(shape, whole=whole, start=start)

@@ -32,7 +32,7 @@ class Net(nn.Module):
 
 def test_the_table_has_every_matmul_site_and_a_reason_for_each_wide_one():
     model = Net()
-    weights = {n: p for n, p in model.named_parameters()}
+    weights = dict(model.named_parameters())
     report = nc.convert(model, "fp8-rowwise")
     rows = {row.name: row for row in report.rows}
     assert {n for n, r in rows.items() if r.became == "narrow"} == {"block.0", "block.2"}
@@ -57,10 +57,10 @@ def test_only_picks_layers():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(only=("blok.*",)), "pattern 'blok.*' matches no module"),
-        (dict(only=("lm_head",)), "no linear layer of the model is to be converted"),
-        (dict(backend="native"), "backend 'native' cannot run here: device cpu has no narrow tensor cores"),
-        (dict(backend="nativ"), "unknown backend 'nativ'; nearest: native"),
+        ({"only": ("blok.*",)}, "pattern 'blok.*' matches no module"),
+        ({"only": ("lm_head",)}, "no linear layer of the model is to be converted"),
+        ({"backend": "native"}, "backend 'native' cannot run here: device cpu has no narrow tensor cores"),
+        ({"backend": "nativ"}, "unknown backend 'nativ'; nearest: native"),
     ],
 )
 def test_refusals_leave_the_model_alone(arguments, message):

@@ -7,6 +7,8 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.cast_references import (
     FLOAT32_MAX,
     f32,
@@ -16,8 +18,6 @@ from tests.cast_references import (
     two_level_scale,
     wide_scale,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tests.witnesses import first_difference
 
 from narrowcast.errors import InputError

@@ -79,7 +79,9 @@ def test_spelling_round_trip(spelling):
     assert tile(str(tile(spelling))) == tile(spelling)
 
 
-@pytest.mark.parametrize("spelling", ["", "1x", "x32", "0x32", "1x0", "1x32+pat", "rows", "row+pad", "tensor+pad", "1x32+"])
+@pytest.mark.parametrize(
+    "spelling", ["", "1x", "x32", "0x32", "1x0", "1x32+pat", "rows", "row+pad", "tensor+pad", "1x32+"]
+)
 def test_bad_spellings_are_refused(spelling):
     with pytest.raises(InputError):
         tile(spelling)

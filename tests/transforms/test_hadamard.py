@@ -121,7 +121,9 @@ def test_spelling_round_trip(t):
     assert transform(str(t)) == t
 
 
-@pytest.mark.parametrize("text", ["", "hadamard", "hadamard12", "hadamard16-", "hadamard16-none", "rotation16", "hadamard1"])
+@pytest.mark.parametrize(
+    "text", ["", "hadamard", "hadamard12", "hadamard16-", "hadamard16-none", "rotation16", "hadamard1"]
+)
 def test_bad_spellings_are_refused(text):
     with pytest.raises(InputError):
         transform(text)

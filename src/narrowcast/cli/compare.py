@@ -58,7 +58,14 @@ def compare(
     use_threads(threads)
     names = tuple(name.strip() for name in recipes.split(",") if name.strip())
     training = TrainConfig(
-        steps=steps, batch=batch, context=context, lr=lr, data=data, model=model, seed=seed, eval_every=max(50, steps // 8)
+        steps=steps,
+        batch=batch,
+        context=context,
+        lr=lr,
+        data=data,
+        model=model,
+        seed=seed,
+        eval_every=max(50, steps // 8),
     )
     config = CompareConfig(training, names, baseline, seeds)
     command = shlex.join(["narrowcast", *sys.argv[1:]])

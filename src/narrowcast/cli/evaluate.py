@@ -31,7 +31,9 @@ def evaluate(
 
     def show() -> None:
         console.print(f"model           {path} under {found['recipe']}", highlight=False)
-        console.print(f"text            {found['text']}: {found['tokens']:,} tokens, {found['bytes']:,} bytes", highlight=False)
+        console.print(
+            f"text            {found['text']}: {found['tokens']:,} tokens, {found['bytes']:,} bytes", highlight=False
+        )
         console.print(f"loss            {found['loss']:.4f} nats per token", highlight=False)
         console.print(f"perplexity      {found['perplexity']:.3f}", highlight=False)
         console.print(f"bits per byte   {found['bits_per_byte']:.4f}", highlight=False)

@@ -21,7 +21,8 @@ from narrowcast.cli.common import (
 )
 from narrowcast.errors import InputError
 from narrowcast.metrics import perplexity
-from narrowcast.train import StepInfo, TrainConfig, TrainResult, train as run_training
+from narrowcast.train import StepInfo, TrainConfig, TrainResult
+from narrowcast.train import train as run_training
 
 _D = TrainConfig()
 
@@ -86,7 +87,7 @@ def _writer(out: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError("--tensorboard needs the package tensorboard: pip install 'narrowcast[tensorboard]'") from None
-    return SummaryWriter(str(out.with_name(out.name + "-tensorboard")))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(out.with_name(out.name + "-tensorboard")))
 
 
 def _payload(config: TrainConfig, result: TrainResult, out: Path) -> dict[str, Any]:
@@ -109,7 +110,9 @@ def _show(config: TrainConfig, result: TrainResult, out: Path) -> None:
         name, reason = corpus.skipped[0]
         console.print(f"            {len(corpus.skipped)} files passed over, first {name} ({reason})", highlight=False)
     wide = len(result.conversion.rows) - len(narrow)
-    console.print(f"recipe      {config.recipe}: {len(narrow)} layers narrowed, {wide} sites left wide", highlight=False)
+    console.print(
+        f"recipe      {config.recipe}: {len(narrow)} layers narrowed, {wide} sites left wide", highlight=False
+    )
     if narrow and narrow[0].backend == "emulate":
         console.print(f"backend     emulate: {narrow[0].why}", highlight=False)
     for step, loss in result.val_losses:

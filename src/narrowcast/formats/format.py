@@ -90,7 +90,8 @@ class Format(ABC):
         """Return all finite values, each once, ascending, float64; those of unused codes are left out."""
         values = self.decode(self.codes())
         values = values[self.round(values) == values]
-        return torch.unique(values[torch.isfinite(values)].double() + 0.0)
+        distinct: Tensor = torch.unique(values[torch.isfinite(values)].double() + 0.0)
+        return distinct
 
     def __str__(self) -> str:
         return self.name

@@ -20,7 +20,6 @@ from narrowcast.formats.format import (
     FLOAT32_BIAS,
     FLOAT32_MAGNITUDE,
     FLOAT32_MANTISSA,
-    FLOAT32_SIGN,
     Format,
     add_and_subtract,
     float32_of,
@@ -196,9 +195,7 @@ class Minifloat(Format):
         nan = self.nan_code | (sign & (1 << (self.bits - 1))) if signed else torch.full_like(code, self.nan_code)
         return torch.where(is_nan, nan, code).to(self.code_dtype)
 
-    def _magnitude_code(
-        self, magnitude: Tensor, sign: Tensor, rounding: Rounding, random: Tensor | None
-    ) -> Tensor:
+    def _magnitude_code(self, magnitude: Tensor, sign: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
         """Round float32 magnitude bits to magnitude codes, as if the exponent had no upper end."""
         if self._is_float32_prefix:
             return rounding(magnitude, self._shift, sign, random)
@@ -271,14 +268,15 @@ class Minifloat(Format):
         return torch.where((codes >> (self.bits - 1)) & 1 == 1, -value, value) if self.signed else value
 
     def _decode_specials(self, codes: Tensor, magnitude: Tensor, value: Tensor) -> Tensor:
+        nan = torch.full_like(value, float("nan"))
         match self.specials:
             case Specials.IEEE:
                 value = value.masked_fill(magnitude == self.max_code + 1, float("inf"))
-                return value.masked_fill(magnitude > self.max_code + 1, float("nan"))
+                return torch.where(magnitude > self.max_code + 1, nan, value)
             case Specials.FN:
-                return value.masked_fill(magnitude > self.max_code, float("nan"))
+                return torch.where(magnitude > self.max_code, nan, value)
             case Specials.FNUZ:
-                return value.masked_fill(codes == self.nan_code, float("nan"))
+                return torch.where(codes == 1 << (self.bits - 1), nan, value)
             case _:
                 return value
 

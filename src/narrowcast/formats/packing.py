@@ -8,9 +8,11 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from narrowcast.errors import InputError
+from narrowcast.formats.views import split_axis
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -22,7 +24,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack unsigned codes ``[..., n]`` of ``bits`` bits (1 to 32) into ``uint8 [..., ceil(n * bits / 8)]``."""
     group, width = _group(bits)
     count = codes.shape[-1]
-    padded = torch.nn.functional.pad(codes.to(torch.int64), (0, -count % group)).unflatten(-1, (-1, group))
+    padded = split_axis(F.pad(codes.to(torch.int64), (0, -count % group)), -1, group)
     stream = padded.new_zeros((*padded.shape[:-1], width))
     for code, byte, shift in _overlaps(bits):
         stream[..., byte] |= _shifted(padded[..., code], shift)
@@ -36,7 +38,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     found, expected = packed.shape[-1], packed_size(count, bits)
     if found != expected:
         raise InputError(f"packed row has {found} bytes, expected {expected} for {count} codes of {bits} bits")
-    stream = torch.nn.functional.pad(packed.to(torch.int64), (0, -found % width)).unflatten(-1, (-1, width))
+    stream = split_axis(F.pad(packed.to(torch.int64), (0, -found % width)), -1, width)
     codes = stream.new_zeros((*stream.shape[:-1], group))
     for code, byte, shift in _overlaps(bits):
         codes[..., code] |= _shifted(stream[..., byte], -shift)

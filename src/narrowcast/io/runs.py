@@ -1,9 +1,9 @@
 """Run folders: who may write where, and which settings a resumed run must share.
 
-    RUN/settings.json      what was asked for (its presence marks the folder as a narrowcast run)
-    RUN/metrics.jsonl      one line a step, one a validation
-    RUN/checkpoints/       see `checkpoint`
-    RUN/model/             the trained model as a Hugging Face folder
+RUN/settings.json      what was asked for (its presence marks the folder as a narrowcast run)
+RUN/metrics.jsonl      one line a step, one a validation
+RUN/checkpoints/       see `checkpoint`
+RUN/model/             the trained model as a Hugging Face folder
 """
 
 import json

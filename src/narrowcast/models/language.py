@@ -25,7 +25,7 @@ def default_config(vocab: int, context: int) -> Any:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=max(context, 256),
-        initializer_range=0.04,  # at 0.02 so narrow a model learns nothing for its first hundred steps (5.45 against 4.73)
+        initializer_range=0.04,  # at 0.02 so narrow a model is slow to start: 5.38 against 4.72 after 220 steps
         tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,

@@ -57,9 +57,7 @@ class Conversion:
     def table(self) -> str:
         """Return the rows as aligned plain text, one line a site."""
         head = ("site", "kind", "shape", "became", "backend", "why")
-        lines = [head] + [
-            (r.name, r.kind, "x".join(map(str, r.shape)), r.became, r.backend, r.why) for r in self.rows
-        ]
+        lines = [head] + [(r.name, r.kind, "x".join(map(str, r.shape)), r.became, r.backend, r.why) for r in self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 

@@ -35,7 +35,7 @@ class LinearSpec:
 
     def operand(self, label: str) -> Cast | Reuse:
         """Return the cast of operand ``label``, one of `OPERANDS`."""
-        gemm, tensor = label.split(".")
+        gemm = label.split(".")[0]
         side = "b" if label in ("fwd.w", "dgrad.w", "wgrad.x") else "a"
         operand: Cast | Reuse = getattr(getattr(self, gemm), side)
         return operand

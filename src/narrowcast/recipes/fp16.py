@@ -13,8 +13,6 @@ RECIPE = Recipe(
     name="fp16",
     summary="float16 gemms, float32 master weights, dynamic loss scaling",
     paper="Micikevicius et al. 2017, Mixed Precision Training",
-    linear=LinearSpec(
-        fwd=Gemm(FP16, FP16, out=OUT), dgrad=Gemm(FP16, FP16, out=OUT), wgrad=Gemm(FP16, FP16, out=OUT)
-    ),
+    linear=LinearSpec(fwd=Gemm(FP16, FP16, out=OUT), dgrad=Gemm(FP16, FP16, out=OUT), wgrad=Gemm(FP16, FP16, out=OUT)),
     loss_scale=LossScale(),
 )

@@ -1,5 +1,6 @@
 """The plots, as plain Plotly figures (dictionaries): data and layout, no drawing."""
 
+import math
 from typing import Any
 
 Figure = dict[str, Any]
@@ -41,42 +42,78 @@ def gap_figure(report: dict[str, Any]) -> Figure:
     """Gap against bits per operand element, with the noise band and direct labels."""
     rows, shade = finished(report), colours(report)
     width = report["noise"]["half_width"]
-    levels = sorted({round(r["bits_operands"], 1) for r in rows})
-    seen: dict[float, int] = dict.fromkeys(levels, 0)
-    positions = ("middle right", "middle left", "top center", "bottom center")
-    points = []
-    for row in sorted(rows, key=lambda r: r["gap"]):
-        level = round(row["bits_operands"], 1)
-        points.append(
-            {
-                "type": "scatter",
-                "mode": "markers+text",
-                "x": [row["bits_operands"]],
-                "y": [row["gap"]],
-                "text": [row["recipe"]],
-                "textposition": positions[seen[level] % 2],
-                "marker": {"size": 11, "color": shade[row["recipe"]]},
-                "hovertemplate": "%{text}<br>%{x:.2f} bits<br>gap %{y:+.4f}<extra></extra>",
-                "showlegend": False,
-            }
-        )
-        seen[level] += 1
+    points = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": [row["bits_operands"]],
+            "y": [row["gap"]],
+            "text": [row["recipe"]],
+            "marker": {"size": 11, "color": shade[row["recipe"]]},
+            "hovertemplate": "%{text}<br>%{x:.2f} bits<br>gap %{y:+.4f}<extra></extra>",
+            "showlegend": False,
+        }
+        for row in rows
+    ]
     ticks = [4, 6, 8, 12, 16, 24, 32]
-    layout = _layout("bits per operand element, scales counted", "gap in validation loss (nats)", height=420)
+    layout = _layout("bits per operand element, scales counted", "gap in validation loss (nats)", height=460)
     layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [str(t) for t in ticks], "range": [0.5, 1.62]}
     layout["shapes"] = [
         {
-            "type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -width, "y1": width,
-            "fillcolor": "#0072B2", "opacity": 0.10, "line": {"width": 0}, "layer": "below",
-        }  # fmt: skip
+            "type": "rect",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": -width,
+            "y1": width,
+            "fillcolor": "#0072B2",
+            "opacity": 0.10,
+            "line": {"width": 0},
+            "layer": "below",
+        }
     ]
     layout["annotations"] = [
+        *_labels(rows, shade),
         {
-            "xref": "paper", "x": 1, "xanchor": "right", "y": width, "yanchor": "bottom", "showarrow": False,
-            "text": "noise floor: a change of seed does as much", "font": {"size": 12, "color": "#0072B2"},
-        }  # fmt: skip
+            "xref": "paper",
+            "x": 1,
+            "xanchor": "right",
+            "y": width,
+            "yanchor": "bottom",
+            "showarrow": False,
+            "text": "noise floor: a change of seed does as much",
+            "font": {"size": 12, "color": "#0072B2"},
+        },
     ]
     return {"data": points, "layout": layout}
+
+
+def _labels(rows: list[dict[str, Any]], shade: dict[str, str]) -> list[dict[str, Any]]:
+    """Name every point beside it. Points of like width form a column, whose names stand apart on both sides."""
+    columns: dict[int, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda r: -r["gap"]):
+        columns.setdefault(round(3 * math.log2(row["bits_operands"])), []).append(row)
+    labels = []
+    for column in columns.values():
+        for place, row in enumerate(column):
+            side = 1 if place % 2 == 0 else -1
+            labels.append(
+                {
+                    "x": math.log10(row["bits_operands"]),
+                    "y": row["gap"],
+                    "text": row["recipe"],
+                    "showarrow": True,
+                    "arrowhead": 0,
+                    "arrowwidth": 1,
+                    "arrowcolor": "#bbb",
+                    "standoff": 6,
+                    "ax": 28 * side,
+                    "ay": 15 * (place - (len(column) - 1) / 2),
+                    "xanchor": "left" if side > 0 else "right",
+                    "font": {"size": 12, "color": shade[row["recipe"]]},
+                }
+            )
+    return labels
 
 
 def loss_figure(report: dict[str, Any], kind: str) -> Figure:

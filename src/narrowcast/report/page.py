@@ -38,8 +38,9 @@ def render(report: dict[str, Any]) -> str:
         conversions=conversion_tables(report),
         facts=facts_table(report),
         constants=gpu_table(report),
-        figures=_embedded({"gap": gap_figure(report), "val": loss_figure(report, "val"),
-                           "train": loss_figure(report, "train")}),  # fmt: skip
+        figures=_embedded(
+            {"gap": gap_figure(report), "val": loss_figure(report, "val"), "train": loss_figure(report, "train")}
+        ),
         maps=_embedded(heat_maps(report)),
     )
 

@@ -91,7 +91,7 @@ def _divided(dividend: Tensor | float, divisor: Tensor | float) -> Tensor:
     number`` on CUDA), which is another rounding and now and then another last bit.
     """
     if isinstance(dividend, Tensor):
-        return dividend / torch.full_like(dividend, divisor)
+        return dividend / torch.full_like(dividend, float(divisor))
     assert isinstance(divisor, Tensor)
     return torch.full_like(divisor, dividend) / divisor
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from narrowcast.errors import InputError
 from narrowcast.workloads.corpus import SEPARATOR, Corpus
 
-
 _END_TOKENS = (SEPARATOR, "</s>", "<|end_of_text|>", "<eos>")  # GPT and this file, Llama 2, Llama 3, Gemma
 
 
@@ -121,8 +120,8 @@ def _cached_tokenizer(corpus: Corpus, vocab: int) -> str:
         return str(Tokenizer.from_file(str(path)).to_str())
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
         special_tokens=[SEPARATOR],
