@@ -2,8 +2,8 @@
 
     python bench/run.py train [--recipes fp8-rowwise,mxfp4] [--threads 2]     writes bench/results/train-cpu.json
 
-The default small Llama, eager. Updates of all recipes are interleaved, so that a busy machine slows all alike; the figure is
-the median of the ratios within each round.
+The default small Llama, eager. Updates of all recipes are interleaved, so that a busy machine slows all alike; the figure
+is the median of the ratios within each round.
 """
 
 import argparse

@@ -290,6 +290,8 @@ class Minifloat(Format):
                 return self._round_by_adder(x)
         if self._steps_round:
             return self._round_by_steps(x, rounding, random)
+        if self.bottom is Bottom.NORMAL and self._is_scale:
+            return self._round_powers(x, rounding, random)
         return torch.where(x.isnan(), x, self.decode(self.encode(x, rounding, random)))
 
     @property
@@ -313,6 +315,18 @@ class Minifloat(Format):
         code = rounding(steps, self._fraction, x.view(torch.int32) >> 31, random)
         step = ((binade - self.mantissa) << FLOAT32_MANTISSA).view(torch.float32)
         return (code - base).float().mul_(step).add_(nan).copysign_(x)
+
+    @property
+    def _is_scale(self) -> bool:
+        """Whether the values are bare powers of two over float32's whole range (e8m0)."""
+        return self.mantissa == 0 and self.bias == FLOAT32_BIAS and self.saturate and not self.signed
+
+    def _round_powers(self, x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
+        """Any mode, saturating, for powers of two: shift codes back into float32's exponent field."""
+        bits = x.view(torch.int32)
+        code = self._magnitude_code(bits & FLOAT32_MAGNITUDE, bits >> 31, rounding, random)
+        value = (code.clamp_max_(self.max_code) << FLOAT32_MANTISSA).view(torch.float32).clamp_min_(self.smallest)
+        return value.add_(x.rsqrt().mul_(0.0))  # 0, or NaN where x is NaN, zero or negative
 
     def _round_by_adder(self, x: Tensor) -> Tensor:
         """Nearest-even values without codes: clamp, anchor each element's binade, add and subtract."""
