@@ -23,10 +23,14 @@ import narrowcast as nc
 from narrowcast.compare import versions
 
 RESULTS = Path(__file__).parent / "results"
-FLOATS = ("bfloat16", "float16", "e5m2", "e4m3fn", "e4m3", "e3m4", "e5m2fnuz", "e4m3fnuz", "e4m3b11fnuz", "e3m2fn", "e2m3fn",
-          "e2m1fn", "e3m0fn", "e1m2fn", "ue4m3", "ue5m3", "e8m0", "int8", "int4")  # fmt: skip
-BLOCKS = ("mxfp8_e4m3", "mxfp8_e5m2", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4", "mxint8", "nvfp4", "e4m3fn/row/fp32",
-          "e4m3fn/1x128/fp32", "e4m3fn/128x128/fp32", "int8/32x32/fp32")  # fmt: skip
+FLOATS = (
+    "bfloat16 float16 e5m2 e4m3fn e4m3 e3m4 e5m2fnuz e4m3fnuz e4m3b11fnuz e3m2fn e2m3fn e2m1fn e3m0fn e1m2fn "
+    "ue4m3 ue5m3 e8m0 int8 int4"
+)
+BLOCKS = (
+    "mxfp8_e4m3 mxfp8_e5m2 mxfp6_e2m3 mxfp6_e3m2 mxfp4 mxint8 nvfp4 e4m3fn/row/fp32 e4m3fn/1x128/fp32 "
+    "e4m3fn/128x128/fp32 int8/32x32/fp32"
+)
 MODES = ("nearest-away", "toward-zero", "up", "down", "odd", "stochastic")
 
 Work = Callable[[torch.Tensor], Any]
@@ -35,12 +39,13 @@ Work = Callable[[torch.Tensor], Any]
 def ours() -> dict[str, Work]:
     """Return our variants: nearest-even to every format, every other mode to e4m3fn, block casts."""
     found: dict[str, Work] = {}
-    for name in FLOATS:
-        found[f"round {name}"] = lambda x, f=nc.format(name): f.round(x)
+    for fmt in map(nc.format, FLOATS.split()):
+        found[f"round {fmt}"] = lambda x, f=fmt: f.round(x)
     for mode in MODES:
         found[f"round e4m3fn {mode}"] = lambda x, m=mode: nc.round(x, "e4m3fn", m)
-    for spelling in BLOCKS:
-        found[f"cast {spelling}"] = lambda x, c=nc.cast(spelling): c.apply(x)
+    for spelling in BLOCKS.split():
+        narrow = nc.cast(spelling)
+        found[f"cast {spelling}"] = lambda x, c=narrow: c.apply(x)
     return found
 
 

@@ -2,7 +2,7 @@
 
     python bench/run.py train [--recipes fp8-rowwise,mxfp4] [--threads 2]     writes bench/results/train-cpu.json
 
-The default small Llama, eager. Updates of all recipes are interleaved, so that a busy machine slows all alike; the figure
+The default small Llama, eager. Updates of all recipes are interleaved, so that a busy machine slows all alike; a figure
 is the median of the ratios within each round.
 """
 

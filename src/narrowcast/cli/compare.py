@@ -34,7 +34,7 @@ _STYLES = {"worse": "red", "diverged": "red", "better": "green", "baseline": "di
 def compare(
     recipes: Annotated[str, typer.Option(help="Comma-separated names [all]; see 'narrowcast recipes'.")] = "",
     baseline: Annotated[str, typer.Option(help="What gaps are measured from.")] = "bf16",
-    steps: Annotated[int, typer.Option(help="Optimizer updates of each run.")] = 180,
+    steps: Annotated[int, typer.Option(help="Optimizer updates of each run.")] = 150,
     seeds: Annotated[int, typer.Option(help="Extra seeds of the baseline, which give the noise floor.")] = 4,
     batch: Annotated[int, typer.Option(help="Sequences per update.")] = _D.batch,
     context: Annotated[int, typer.Option(help="Tokens per sequence.")] = 32,
