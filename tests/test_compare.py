@@ -130,8 +130,8 @@ def test_gaps_are_judged_by_the_noise(calls: list[Any], tmp_path: Path) -> None:
         "fp8-rowwise": "not distinguishable",
         "mxfp4": "worse",
     }
-    assert rows["bf16"]["gap"] == 0
-    assert rows["mxfp4"]["gap"] == pytest.approx(0.5)
+    assert rows["bf16"]["gap"] == pytest.approx(2.0 - noise["mean"])
+    assert rows["mxfp4"]["gap"] == pytest.approx(2.5 - noise["mean"])
 
 
 def test_every_row_carries_its_sites_and_conversion(calls: list[Any], tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def _row(result: Json, base: Json, floor: NoiseFloor, start: Start, config: Trai
     if result["diverged"]:
         gap, verdict = None, "diverged"
     else:
-        gap = result["val_loss"] - base["val_loss"]
+        gap = result["val_loss"] - floor.mean
         verdict = "baseline" if result["recipe"] == base["recipe"] else floor.verdict(gap)
     measured = {key: value for key, value in result.items() if key not in ("seed", "seconds")}
     judged = {"summary": chosen.summary, "paper": chosen.paper, "gap": gap, "verdict": verdict}

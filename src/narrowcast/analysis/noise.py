@@ -4,10 +4,11 @@ The baseline is trained under n seeds. One more run of it would end, with 95 % p
 
     mean +- t(0.975, n - 1) * s * sqrt(1 + 1/n)          s: sample standard deviation
 
-(Student's prediction interval; Hahn & Meeker 1991, Statistical Intervals, section 4.7). A gap no wider than half of it
-could be another seed. Gaps are taken between runs of one seed, which share weights and batches and so scatter less than
-runs of two seeds do: the verdict "not distinguishable" is the cautious one. Each recipe is judged alone: of twenty
-recipes without any effect one would be called better or worse.
+(Student's prediction interval; Hahn & Meeker 1991, Statistical Intervals, section 4.7). A gap is a run's loss minus that
+mean; within half the interval it could be one more seed of the baseline. That a recipe shares weights and batches with one
+of the baseline's runs does not narrow it: training is chaotic, and float32 ended 0.048 from bfloat16 under one seed where
+the seeds' standard deviation was 0.021 (800 steps of the default model). Each recipe is judged alone: of twenty recipes
+without any effect one would be called better or worse.
 """
 
 import math
@@ -49,7 +50,7 @@ class NoiseFloor:
             f"The baseline was trained under {len(self.losses)} seeds (other weights, other batches); its final "
             f"validation losses have a standard deviation of {self.std:.4f} around {self.mean:.4f}, and 95 % of "
             f"further baseline runs would end within {self.half_width:.4f} of that mean (Student's prediction "
-            "interval), so a smaller gap is not distinguishable from another seed"
+            "interval). A gap is a run's loss minus that mean; a smaller one is not distinguishable from another seed"
         )
 
     def verdict(self, gap: float) -> str:
