@@ -84,7 +84,7 @@ class Cast:
             what: name for error messages.
         """
         if self.is_identity:
-            return x if x.dtype == torch.float64 else float32_of(x)
+            return x.to(torch.float64 if x.dtype == torch.float64 else torch.float32, copy=True)
         source = self._source(x, stream, what)
         blocks, inside = self.tile.blocks(source)
         if isinstance(self.scale, One):
