@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 COMPARISON = ROOT / "bench" / "results" / "compare.json"
+SPEED = ROOT / "bench" / "results" / "casts-cpu.json"
 WIDTH = 110
 
 # The floors, bottom up, then the side wing, then what stands beside them.
@@ -75,7 +76,7 @@ def compare_table(report: dict[str, Any]) -> str:
     """Return the rows of a comparison as a Markdown table, with what it ran on below."""
     head = (
         "recipe", "validation loss", f"gap (noise ±{report['noise']['half_width']:.4f})", "verdict",
-        "bits per weight", "activations kept, MB", "step here, ms",
+        "bits per operand", "kept for backward, MB", "8B stack on an H100, predicted ms",
     )  # fmt: skip
     rows = [
         (
@@ -83,9 +84,9 @@ def compare_table(report: dict[str, Any]) -> str:
             cell(row["val_loss"], ".4f"),
             cell(row["gap"], "+.4f"),
             row["verdict"],
-            cell(row["bits_weights"], ".2f"),
+            cell(row["bits_operands"], ".2f"),
             cell(row["activation_bytes"], ".1f", 1e-6),
-            cell(row["step_seconds"], ".0f", 1e3),
+            cell(row["h100_8b_step_seconds"], ".0f", 1e3),
         )
         if not row["diverged"]
         else (f"`{row['recipe']}`", "", "", "diverged", "", "", "")
@@ -99,6 +100,27 @@ def compare_table(report: dict[str, Any]) -> str:
         f"{training['tokens_per_step']:,} tokens; torch {ran['torch']}, {ran['cpu']}, {ran['threads']} threads, {ran['date']}."
     )
     return "\n".join([*lines, "", note])
+
+
+SHOWN = (
+    "round bfloat16", "round e4m3fn", "round e5m2", "round e2m1fn", "round int8", "round e8m0", "round e4m3fn toward-zero",
+    "round e4m3fn stochastic", "cast mxfp8_e4m3", "cast mxfp4", "cast mxint8", "cast nvfp4", "cast e4m3fn/128x128/fp32",
+)  # fmt: skip
+
+
+def speed_table(report: dict[str, Any]) -> str:
+    """Return the times of casts as multiples of a clone as a Markdown table, peers last."""
+    found, ran = report["results"][0], report["versions"]
+    rows = [(f"`{n}`", f"{found['eager'][n]:.1f}", f"{found['compiled'][n]:.1f}") for n in SHOWN]
+    rows += [(name, f"{ratio:.1f}", "") for name, ratio in found["peers"].items()]
+    table = [("", "eager", "compiled"), ("---", "---:", "---:"), *rows]
+    rows_, cols = found["shape"]
+    note = (
+        f"Time as a multiple of `x.clone()` on the same {rows_} x {cols} float32 tensor in the same run "
+        f"({found['clone_ns_per_element']:.2f} ns per element); torch {ran['torch']}, {ran['cpu']}, {ran['threads']} threads, "
+        f"{ran['date']}; all figures in `bench/results/casts-cpu.json`, written by `./dev bench casts`."
+    )
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in table), "", note])
 
 
 def cell(value: float | None, spec: str, factor: float = 1.0) -> str:
@@ -118,6 +140,8 @@ def readme() -> str:
     text = filled(README.read_text(encoding="utf-8"), "file-tree", file_tree())
     if COMPARISON.is_file():
         text = filled(text, "compare-table", compare_table(json.loads(COMPARISON.read_text(encoding="utf-8"))))
+    if SPEED.is_file():
+        text = filled(text, "speed-table", speed_table(json.loads(SPEED.read_text(encoding="utf-8"))))
     return text
 
 

@@ -65,7 +65,7 @@ def test_everything_from_outside_is_escaped_and_nothing_is_fetched(report):
 
 def test_findings_name_the_narrowest_good_recipe_the_worse_and_the_diverged(report):
     sentences = summary(report)
-    assert sentences[0].startswith("fp32 is the narrowest recipe that trains as well as bf16")
+    assert sentences[0].startswith("fp32 is the narrowest recipe that cannot be told from bf16 here")
     assert any("Worse than bf16" in s and "mxfp4 (+0.0700)" in s for s in sentences)
     assert sentences[-1] == "Recipe int8-block diverged at step 3: weight w is not finite."
 

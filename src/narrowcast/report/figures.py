@@ -10,6 +10,8 @@ _COLOURS = (
     "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00",
     "#56B4E9", "#8C510A", "#5E4FA2", "#66A61E", "#A6761D", "#666666",
 )  # fmt: skip
+_DASHES = ("solid", "dash")  # the second half of the recipes is dashed: a second sign beside the colour
+_LABEL = {"size": 12, "color": "#222"}
 _FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#222"}
 _AXIS = {"gridcolor": "#e6e6e6", "zerolinecolor": "#bbb", "linecolor": "#bbb", "automargin": True}
 
@@ -18,6 +20,12 @@ def colours(report: dict[str, Any]) -> dict[str, str]:
     """Return one colour per recipe, the same in every plot; the baseline is black."""
     names = [report["baseline"], *(r["recipe"] for r in report["rows"] if r["recipe"] != report["baseline"])]
     return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
+
+
+def dashes(report: dict[str, Any]) -> dict[str, str]:
+    """Return one dash per recipe, for its lines in every plot."""
+    names = list(colours(report))
+    return {name: _DASHES[2 * i // max(len(names), 2)] for i, name in enumerate(names)}
 
 
 def _layout(x: str, y: str, **more: Any) -> dict[str, Any]:
@@ -58,20 +66,7 @@ def gap_figure(report: dict[str, Any]) -> Figure:
     ticks = [4, 6, 8, 12, 16, 24, 32]
     layout = _layout("bits per operand element, scales counted", "gap in validation loss (nats)", height=460)
     layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [str(t) for t in ticks], "range": [0.5, 1.62]}
-    layout["shapes"] = [
-        {
-            "type": "rect",
-            "xref": "paper",
-            "x0": 0,
-            "x1": 1,
-            "y0": -width,
-            "y1": width,
-            "fillcolor": "#0072B2",
-            "opacity": 0.10,
-            "line": {"width": 0},
-            "layer": "below",
-        }
-    ]
+    layout["shapes"] = [_band(width)]
     layout["annotations"] = [
         *_labels(rows, shade),
         {
@@ -86,6 +81,22 @@ def gap_figure(report: dict[str, Any]) -> Figure:
         },
     ]
     return {"data": points, "layout": layout}
+
+
+def _band(width: float, middle: float = 0.0) -> Figure:
+    """Return the noise floor as a band across the plot."""
+    return {
+        "type": "rect",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": middle - width,
+        "y1": middle + width,
+        "fillcolor": "#0072B2",
+        "opacity": 0.10,
+        "line": {"width": 0},
+        "layer": "below",
+    }
 
 
 def _labels(rows: list[dict[str, Any]], shade: dict[str, str]) -> list[dict[str, Any]]:
@@ -105,37 +116,94 @@ def _labels(rows: list[dict[str, Any]], shade: dict[str, str]) -> list[dict[str,
                     "showarrow": True,
                     "arrowhead": 0,
                     "arrowwidth": 1,
-                    "arrowcolor": "#bbb",
+                    "arrowcolor": shade[row["recipe"]],
                     "standoff": 6,
                     "ax": 28 * side,
                     "ay": 15 * (place - (len(column) - 1) / 2),
                     "xanchor": "left" if side > 0 else "right",
-                    "font": {"size": 12, "color": shade[row["recipe"]]},
+                    "font": _LABEL,
                 }
             )
     return labels
 
 
 def loss_figure(report: dict[str, Any], kind: str) -> Figure:
-    """Loss against steps: ``kind`` is "val" or "train" (smoothed by a running mean)."""
-    shade, lines = colours(report), []
-    for row in finished(report):
-        steps, losses = zip(*row[kind], strict=True)
-        base = row["recipe"] == report["baseline"]
-        lines.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers" if kind == "val" else "lines",
-                "name": row["recipe"],
-                "x": list(steps),
-                "y": list(losses) if kind == "val" else _smooth(list(losses)),
-                "line": {"color": shade[row["recipe"]], "width": 3 if base else 1.5},
-                "hovertemplate": f"{row['recipe']}<br>step %{{x}}<br>%{{y:.4f}}<extra></extra>",
-            }
-        )
-    name = "validation loss" if kind == "val" else "training loss, smoothed"
-    legend = {"orientation": "h", "y": -0.18, "font": {"size": 12}}
-    return {"data": lines, "layout": _layout("step", f"{name} (nats per token)", height=440, legend=legend)}
+    """Loss against steps: ``kind`` is "val" or "train" (smoothed; a run that diverged ends where it did)."""
+    lines = []
+    for row in report["rows"]:
+        if row[kind]:
+            steps, losses = zip(*row[kind], strict=True)
+            lines.append(_line(report, row, list(steps), list(losses) if kind == "val" else _smooth(list(losses))))
+    return {"data": lines, "layout": _layout("step", "nats per token", height=360, showlegend=False)}
+
+
+def drift_figure(report: dict[str, Any]) -> Figure:
+    """Validation loss minus that of the baseline's paired run at the same step, with names at the line ends.
+
+    The band is the final noise floor. It lies around the mean of the baseline's seeds, from which the paired run ended
+    by its own gap.
+    """
+    width, rows = report["noise"]["half_width"], [r for r in finished(report) if r["val"]]
+    paired = next(r for r in report["rows"] if r["recipe"] == report["baseline"])
+    base: dict[int, float] = dict(paired["val"])
+    curves = {r["recipe"]: [(step, loss - base[step]) for step, loss in r["val"] if step in base] for r in rows}
+    rows = [r for r in rows if curves[r["recipe"]]]
+    lines = [
+        _line(report, r, [s for s, _ in curves[r["recipe"]]], [g for _, g in curves[r["recipe"]]], "+.4f") for r in rows
+    ]
+    every = [width - paired["gap"], -width - paired["gap"], *(gap for curve in curves.values() for _, gap in curve)]
+    low, high = min(every), max(every)
+    margin = 0.06 * (high - low) or 0.01
+    height, top, bottom = 460, 10, 50
+    layout = _layout("step", "loss minus baseline's (nats)", height=height, showlegend=False)
+    layout["margin"] = {"l": 60, "r": 115, "t": top, "b": bottom}
+    layout["yaxis"] |= {"range": [low - margin, high + margin]}
+    last = max((curve[-1][0] for curve in curves.values() if curve), default=1)
+    layout["xaxis"] |= {"range": [0, last]}  # the names stand in the margin
+    layout["shapes"] = [_band(width, -paired["gap"])]
+    pixels = (height - top - bottom) / (high - low + 2 * margin)
+    ends = sorted(((curves[r["recipe"]][-1], r["recipe"]) for r in rows), key=lambda end: -end[0][1])
+    shifts = _apart([-gap * pixels for (_, gap), _ in ends], 15.0)
+    layout["annotations"] = [
+        {"x": step, "y": gap, "text": name, "font": _LABEL, "xanchor": "left", "showarrow": True, "arrowhead": 0,
+         "arrowwidth": 1, "arrowcolor": colours(report)[name], "standoff": 3, "ax": 22, "ay": shift}
+        for ((step, gap), name), shift in zip(ends, shifts, strict=True)
+    ]  # fmt: skip
+    return {"data": lines, "layout": layout}
+
+
+def _apart(places: list[float], least: float) -> list[float]:
+    """Return how far to move each of the ascending ``places`` (pixels) so that neighbours are ``least`` apart."""
+    groups: list[tuple[float, int]] = []  # (sum of the tops wished for, labels); these stand one under the other
+    for place in places:
+        groups.append((place, 1))
+        while len(groups) > 1 and _top(groups[-1]) < _top(groups[-2]) + groups[-2][1] * least:
+            total, count = groups.pop()
+            above, number = groups.pop()
+            groups.append((above + total - count * number * least, number + count))
+    put = [_top(g) + i * least for g in groups for i in range(g[1])]
+    return [round(new - old, 1) for new, old in zip(put, places, strict=True)]
+
+
+def _top(group: tuple[float, int]) -> float:
+    return group[0] / group[1]
+
+
+def _line(report: dict[str, Any], row: dict[str, Any], x: list[int], y: list[float], spec: str = ".4f") -> Figure:
+    name = row["recipe"]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": x,
+        "y": y,
+        "line": {
+            "color": colours(report)[name],
+            "dash": dashes(report)[name],
+            "width": 3 if name == report["baseline"] else 1.8,
+        },
+        "hovertemplate": f"{name}<br>step %{{x}}<br>%{{y:{spec}}}<extra></extra>",
+    }
 
 
 def _smooth(values: list[float], share: float = 0.9) -> list[float]:

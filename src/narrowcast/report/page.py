@@ -8,7 +8,7 @@ from string import Template
 from typing import Any
 
 from narrowcast.io import write_atomic
-from narrowcast.report.figures import gap_figure, heat_maps, loss_figure
+from narrowcast.report.figures import colours, dashes, drift_figure, gap_figure, heat_maps, loss_figure
 from narrowcast.report.findings import summary
 from narrowcast.report.tables import conversion_tables, facts_table, gpu_table, main_table
 
@@ -20,10 +20,10 @@ def render(report: dict[str, Any]) -> str:
     here = files("narrowcast.report")
     findings = summary(report)
     gpu = report["gpu"]
-    return Template((here / "page.html").read_text()).substitute(
+    return Template((here / "page.html").read_text(encoding="utf-8")).substitute(
         plotly=get_plotlyjs(),
-        style=(here / "style.css").read_text(),
-        script=(here / "page.js").read_text(),
+        style=(here / "style.css").read_text(encoding="utf-8"),
+        script=(here / "page.js").read_text(encoding="utf-8"),
         headline=escape(findings[0]),
         findings="".join(f"<p>{escape(sentence)}</p>" for sentence in findings[1:]),
         baseline=escape(report["baseline"]),
@@ -39,9 +39,26 @@ def render(report: dict[str, Any]) -> str:
         facts=facts_table(report),
         constants=gpu_table(report),
         figures=_embedded(
-            {"gap": gap_figure(report), "val": loss_figure(report, "val"), "train": loss_figure(report, "train")}
+            {
+                "gap": gap_figure(report),
+                "drift": drift_figure(report),
+                "val": loss_figure(report, "val"),
+                "train": loss_figure(report, "train"),
+            }
         ),
+        keys=_keys(report),
         maps=_embedded(heat_maps(report)),
+    )
+
+
+def _keys(report: dict[str, Any]) -> str:
+    """Return one button per recipe: colour, dash and name; pointing at it lights its lines up in every plot."""
+    lines = dashes(report)
+    return "".join(
+        f'<button type="button" data-recipe="{escape(name)}" aria-pressed="false">'
+        f'<i style="border-top: 3px {"solid" if lines[name] == "solid" else "dashed"} {colour}"></i>'
+        f"{escape(name)}</button>"
+        for name, colour in colours(report).items()
     )
 
 

@@ -1,0 +1,141 @@
+"""What the plots hold: the numbers of the report, names that stand apart, one colour and dash a recipe."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.report.made_up import OPERANDS, SITES, report
+
+from narrowcast.report import render, summary
+from narrowcast.report.figures import _apart, colours, dashes, drift_figure, gap_figure, heat_maps, loss_figure
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def test_each_recipe_has_one_colour_and_dash_of_its_own() -> None:
+    signs = [(colours(report())[name], dashes(report())[name]) for name in colours(report())]
+    assert len(set(signs)) == len(report()["rows"])
+    assert signs[0] == ("#000000", "solid")
+    for kind in ("val", "train"):
+        for line in loss_figure(report(), kind)["data"]:
+            assert line["line"]["color"] == colours(report())[line["name"]]
+
+
+def test_the_gap_plot_holds_every_run_that_ended_and_the_noise_band() -> None:
+    figure = gap_figure(report())
+    points = {p["text"][0]: (p["x"][0], p["y"][0]) for p in figure["data"]}
+    assert points == {r["recipe"]: (r["bits_operands"], r["gap"]) for r in report()["rows"] if r["gap"] is not None}
+    (band,) = figure["layout"]["shapes"]
+    assert (band["y0"], band["y1"]) == (-0.0123, 0.0123)
+
+
+def test_the_drift_plot_is_the_loss_minus_the_paired_baselines() -> None:
+    made = report()
+    made["rows"][1]["gap"] = 0.005  # the paired run ended above the mean of the seeds
+    figure = drift_figure(made)
+    lines = {line["name"]: line for line in figure["data"]}
+    assert set(lines) == {"fp32", "bf16", "fp8-rowwise", "mxfp8", "mxfp4"}
+    assert lines["bf16"]["y"] == [0, 0, 0]
+    assert lines["mxfp4"]["y"] == pytest.approx([0, 0.1, 0.125])
+    (band,) = figure["layout"]["shapes"]
+    assert (band["y0"], band["y1"]) == pytest.approx((-0.005 - 0.0123, -0.005 + 0.0123))
+    assert figure["layout"]["yaxis"]["range"][1] > 0.125
+
+
+def test_a_run_that_diverged_shows_its_training_loss_up_to_there() -> None:
+    lines = {line["name"]: line["x"] for line in loss_figure(report(), "train")["data"]}
+    assert lines["int8-block"] == [1, 2]
+    assert "int8-block" not in {line["name"] for line in loss_figure(report(), "val")["data"]}
+
+
+@pytest.mark.parametrize("places", [[0.0], [0.0, 0.0, 0.0], [0.0, 5.0, 100.0, 103.0, 104.0], [0.0, 14.0, 16.0, 17.0]])
+def test_labels_stand_apart_in_their_order_and_around_their_places(places: list[float]) -> None:
+    shifts = _apart(places, 15.0)
+    put = [place + shift for place, shift in zip(places, shifts, strict=True)]
+    assert all(low + 15 <= high + 0.21 for low, high in zip(put, put[1:], strict=False))  # rounded to 0.1 pixel
+    assert abs(sum(shifts)) < 0.1 * len(places)
+
+
+def test_labels_that_are_far_apart_stay() -> None:
+    assert _apart([0.0, 20.0, 50.0], 15.0) == [0, 0, 0]
+
+
+def test_heat_maps_hold_every_layer_and_operand() -> None:
+    maps = heat_maps(report())
+    assert set(maps) == {"bf16", "fp8-rowwise", "mxfp8", "mxfp4"}
+    assert maps["mxfp4"]["operands"] == list(OPERANDS)
+    assert len(maps["mxfp4"]["sites"]) == len(SITES)
+    assert maps["mxfp4"]["sqnr_db"] == [[18.5, None, 18.5, 18.5, 18.5, 18.5]] * 2
+
+
+def test_findings_never_call_the_undistinguished_equal() -> None:
+    sentences = summary(report())
+    assert sentences[0].startswith("fp8-rowwise is the narrowest recipe that cannot be told from bf16 here: 8.06 bits")
+    assert sentences[1] == "Better than bf16 by more than the noise: mxfp8 (-0.0500)."
+    assert sentences[2] == "Worse than bf16 by more than the noise: mxfp4 (+0.1250)."
+    assert sentences[3] == "Not distinguishable from bf16 under another seed: fp32, fp8-rowwise."
+    assert sentences[4].startswith("Recipe int8-block diverged at step 2")
+
+
+def test_findings_where_all_are_worse_or_none_ran() -> None:
+    made = report()
+    made["rows"] = [r for r in made["rows"] if r["recipe"] in ("bf16", "mxfp4")]
+    assert summary(made)[0] == "Every other recipe is worse than bf16 here (noise floor ±0.0123)."
+    made["rows"] = made["rows"][:1]
+    assert summary(made) == ["Only the baseline bf16 ran."]
+
+
+# --- in a browser, off the network ---
+
+
+def browse(page: str, folder: Path) -> tuple[str, list[str]]:
+    """Return the page's DOM after its scripts ran, and what they wrote to the console."""
+    (folder / "page.html").write_text(page, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0",
+             "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}",
+             "--virtual-time-budget=10000", "--dump-dom", (folder / "page.html").as_uri()]  # fmt: skip
+    done = subprocess.run([str(CHROMIUM), *flags], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+#: works the controls as a reader would, and writes down what came of it
+PROBE = """<script>
+const pick = (id, value) => { document.getElementById(id).value = value;
+  document.getElementById(id).dispatchEvent(new Event("change")); };
+const seen = {};
+const heat = document.getElementById("heat");
+const cells = () => heat.data[0].text.map(row => [...row]);
+pick("recipe", "mxfp4"); pick("measure", "sqnr_db"); seen.sqnr = cells();
+pick("measure", "underflow"); seen.underflow = cells();
+pick("measure", "saturate"); seen.saturate = cells();
+document.querySelector('.keys button[data-recipe="mxfp8"]').click();
+seen.lit = Object.fromEntries(document.getElementById("train").data.map(l => [l.name, l.opacity]));
+const note = document.createElement("pre"); note.id = "seen"; note.textContent = JSON.stringify(seen);
+document.body.append(note);
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; .ci/run installs it")
+def test_controls_work_in_a_browser_without_network_or_error(tmp_path: Path) -> None:
+    dom, console = browse(render(report()).replace("</body>", PROBE), tmp_path)
+    assert console == []
+    for plot in ("gap", "drift", "val", "train", "heat"):
+        assert re.search(rf'<div id="{plot}" class="plot js-plotly-plot">.*?class="main-svg"', dom, re.DOTALL), plot
+    found = re.search(r'<pre id="seen">(.*?)</pre>', dom)
+    assert found is not None
+    seen = json.loads(found[1].replace("&lt;", "<"))
+    assert seen["sqnr"] == [["18.5", "exact", "18.5", "18.5", "18.5", "18.5"]] * 2
+    assert seen["underflow"] == [["3.10 %"] * 6] * 2
+    assert seen["saturate"] == [["0"] * 6] * 2
+    assert {name for name, opacity in seen["lit"].items() if opacity == 1} == {"mxfp8"}
+    assert len(seen["lit"]) == 6
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; .ci/run installs it")
+def test_the_check_of_the_console_sees_an_error(tmp_path: Path) -> None:
+    _, console = browse("<!doctype html><script>nowhere();</script>", tmp_path)
+    assert any("nowhere is not defined" in line for line in console)
