@@ -56,7 +56,7 @@ def matrix(device: str) -> torch.Tensor:
 
 
 def digest(*tensors: torch.Tensor) -> str:
-    """Return the sha256 of the bytes of ``tensors``; every NaN counts alike (its sign and payload differ by processor)."""
+    """Return the sha256 of the bytes of ``tensors``; all NaNs count alike (their bits differ by processor)."""
     sha = hashlib.sha256()
     for t in tensors:
         t = torch.where(t.isnan(), float("nan"), t) if t.is_floating_point() else t

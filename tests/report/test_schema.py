@@ -39,7 +39,7 @@ def test_a_good_report_comes_back_as_it_was(tmp_path: Path) -> None:
 )
 def test_what_is_no_report_is_refused(content: str, message: str, tmp_path: Path) -> None:
     path = stored(tmp_path, content)
-    with pytest.raises(InputError, match="report.json") as caught:
+    with pytest.raises(InputError, match=r"report\.json") as caught:
         load(path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -4,11 +4,11 @@ The baseline is trained under n seeds. One more run of it would end, with 95 % p
 
     mean +- t(0.975, n - 1) * s * sqrt(1 + 1/n)          s: sample standard deviation
 
-(Student's prediction interval; Hahn & Meeker 1991, Statistical Intervals, section 4.7). A gap is a run's loss minus that
-mean; within half the interval it could be one more seed of the baseline. That a recipe shares weights and batches with one
-of the baseline's runs does not narrow it: training is chaotic, and float32 ended 0.048 from bfloat16 under one seed where
-the seeds' standard deviation was 0.021 (800 steps of the default model). Each recipe is judged alone: of twenty recipes
-without any effect one would be called better or worse.
+(Student's prediction interval; Hahn & Meeker 1991, Statistical Intervals, section 4.7). A gap is a run's loss minus
+that mean; within half the interval it could be one more seed of the baseline. That a recipe shares weights and batches
+with one of the baseline's runs does not narrow it: training is chaotic, and float32 ended 0.048 from bfloat16 under one
+seed where the seeds' standard deviation was 0.021 (800 steps of the default model). Each recipe is judged alone: of
+twenty recipes without any effect one would be called better or worse.
 """
 
 import math

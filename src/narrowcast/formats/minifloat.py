@@ -340,5 +340,5 @@ class Minifloat(Format):
             beyond = self.max if self.specials is Specials.NONE else beyond
             y = y.masked_fill_(y > self.max, beyond).masked_fill_(y < -self.max, -beyond)
         if not self.signed:
-            return y.masked_fill_(x < 0, float("nan"))
+            return y.add_(x.clamp_max(0.0).sqrt_())  # 0, or NaN where x is negative
         return y if self.specials is Specials.FNUZ else y.copysign_(x)

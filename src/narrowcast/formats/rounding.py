@@ -24,15 +24,16 @@ Round = Callable[[Tensor, int, Tensor, Tensor | None], Tensor]
 
 
 def _nearest_even(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
-    return (n + ((n >> shift) & 1) + ((1 << (shift - 1)) - 1)) >> shift
+    odd = (n >> shift).bitwise_and_(1)  # in place from here on: a fresh large tensor costs more than the arithmetic
+    return odd.add_(n).add_((1 << (shift - 1)) - 1).bitwise_right_shift_(shift)
 
 
 def _nearest_away(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
-    return (n + (1 << (shift - 1))) >> shift
+    return (n + (1 << (shift - 1))).bitwise_right_shift_(shift)
 
 
 def _nearest_zero(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
-    return (n + ((1 << (shift - 1)) - 1)) >> shift
+    return (n + ((1 << (shift - 1)) - 1)).bitwise_right_shift_(shift)
 
 
 def _toward_zero(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
