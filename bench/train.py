@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import narrowcast as nc
-from narrowcast.compare import versions
+from narrowcast.io import versions
 from narrowcast.train import TrainConfig, Trainer
 
 RESULTS = Path(__file__).parent / "results"

@@ -8,12 +8,9 @@ so a comparison that was killed goes on where it stopped.
 import copy
 import json
 import math
-import platform
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +30,7 @@ from narrowcast.analysis import (
     probe,
 )
 from narrowcast.errors import CheckFailed, InputError
-from narrowcast.io import open_run, write_atomic
+from narrowcast.io import open_run, versions, write_atomic
 from narrowcast.nn import Conversion
 from narrowcast.recipes import Recipe, recipe, recipes
 from narrowcast.train import StepInfo, TrainConfig, TrainResult, build, require_torch, train
@@ -298,30 +295,3 @@ def _training(config: TrainConfig) -> Json:
     settings = config.to_json()
     del settings["recipe"]
     return {**settings, "tokens_per_step": _tokens_per_step(config)}
-
-
-def versions() -> Json:
-    """Return what ran where: versions, processor, threads, date. No host names."""
-    from transformers import __version__ as transformers_version
-
-    from narrowcast import __version__
-
-    return {
-        "narrowcast": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers_version,
-        "cpu": _processor(),
-        "threads": torch.get_num_threads(),
-        "date": date.today().isoformat(),
-        "platform": sys.platform,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -22,6 +22,8 @@ VERBS = {
     "evaluate": "Perplexity of a run or a model folder.",
     "formats": "List, show and compare number formats.",
     "recipes": "List and show recipes, each with its paper.",
+    "studies": "The papers, what each claims, and what was measured here.",
+    "study": "Run one study, or show its committed result.",
     "report": "Rebuild the HTML page of a finished run.",
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it

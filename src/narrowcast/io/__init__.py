@@ -3,6 +3,7 @@
 from narrowcast.io.checkpoint import load_checkpoint, save_checkpoint
 from narrowcast.io.files import sha256, write_atomic
 from narrowcast.io.huggingface import load_model, save_model
+from narrowcast.io.provenance import versions
 from narrowcast.io.runs import open_run, read_settings, truncate_metrics
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "save_model",
     "sha256",
     "truncate_metrics",
+    "versions",
     "write_atomic",
 ]

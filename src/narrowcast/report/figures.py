@@ -3,42 +3,20 @@
 import math
 from typing import Any
 
-Figure = dict[str, Any]
-
-# Okabe and Ito's palette, told apart by colour-blind readers, and darker relatives for the rest.
-_COLOURS = (
-    "#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00",
-    "#56B4E9", "#8C510A", "#5E4FA2", "#66A61E", "#A6761D", "#666666",
-)  # fmt: skip
-_DASHES = ("solid", "dash")  # the second half of the recipes is dashed: a second sign beside the colour
-_LABEL = {"size": 12, "color": "#222"}
-_FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#222"}
-_AXIS = {"gridcolor": "#e6e6e6", "zerolinecolor": "#bbb", "linecolor": "#bbb", "automargin": True}
+from narrowcast.report.theme import COLOURS, DASHES, LABEL, Figure
+from narrowcast.report.theme import layout as plain
 
 
 def colours(report: dict[str, Any]) -> dict[str, str]:
     """Return one colour per recipe, the same in every plot; the baseline is black."""
     names = [report["baseline"], *(r["recipe"] for r in report["rows"] if r["recipe"] != report["baseline"])]
-    return {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
 def dashes(report: dict[str, Any]) -> dict[str, str]:
     """Return one dash per recipe, for its lines in every plot."""
     names = list(colours(report))
-    return {name: _DASHES[2 * i // max(len(names), 2)] for i, name in enumerate(names)}
-
-
-def _layout(x: str, y: str, **more: Any) -> dict[str, Any]:
-    return {
-        "font": _FONT,
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "margin": {"l": 60, "r": 20, "t": 10, "b": 50},
-        "xaxis": {**_AXIS, "title": {"text": x}},
-        "yaxis": {**_AXIS, "title": {"text": y}},
-        "hovermode": "closest",
-        **more,
-    }
+    return {name: DASHES[2 * i // max(len(names), 2)] for i, name in enumerate(names)}
 
 
 def finished(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -64,7 +42,7 @@ def gap_figure(report: dict[str, Any]) -> Figure:
         for row in rows
     ]
     ticks = [4, 6, 8, 12, 16, 24, 32]
-    layout = _layout("bits per operand element, scales counted", "gap in validation loss (nats)", height=460)
+    layout = plain("bits per operand element, scales counted", "gap in validation loss (nats)", height=460)
     layout["xaxis"] |= {"type": "log", "tickvals": ticks, "ticktext": [str(t) for t in ticks], "range": [0.5, 1.62]}
     layout["shapes"] = [_band(width)]
     layout["annotations"] = [
@@ -121,7 +99,7 @@ def _labels(rows: list[dict[str, Any]], shade: dict[str, str]) -> list[dict[str,
                     "ax": 28 * side,
                     "ay": 15 * (place - (len(column) - 1) / 2),
                     "xanchor": "left" if side > 0 else "right",
-                    "font": _LABEL,
+                    "font": LABEL,
                 }
             )
     return labels
@@ -134,7 +112,7 @@ def loss_figure(report: dict[str, Any], kind: str) -> Figure:
         if row[kind]:
             steps, losses = zip(*row[kind], strict=True)
             lines.append(_line(report, row, list(steps), list(losses) if kind == "val" else _smooth(list(losses))))
-    return {"data": lines, "layout": _layout("step", "nats per token", height=360, showlegend=False)}
+    return {"data": lines, "layout": plain("step", "nats per token", height=360, showlegend=False)}
 
 
 def drift_figure(report: dict[str, Any]) -> Figure:
@@ -155,7 +133,7 @@ def drift_figure(report: dict[str, Any]) -> Figure:
     low, high = min(every), max(every)
     margin = 0.06 * (high - low) or 0.01
     height, top, bottom = 460, 10, 50
-    layout = _layout("step", "loss minus baseline's (nats)", height=height, showlegend=False)
+    layout = plain("step", "loss minus baseline's (nats)", height=height, showlegend=False)
     layout["margin"] = {"l": 60, "r": 115, "t": top, "b": bottom}
     layout["yaxis"] |= {"range": [low - margin, high + margin]}
     last = max((curve[-1][0] for curve in curves.values() if curve), default=1)
@@ -165,7 +143,7 @@ def drift_figure(report: dict[str, Any]) -> Figure:
     ends = sorted(((curves[r["recipe"]][-1], r["recipe"]) for r in rows), key=lambda end: -end[0][1])
     shifts = _apart([-gap * pixels for (_, gap), _ in ends], 15.0)
     layout["annotations"] = [
-        {"x": step, "y": gap, "text": name, "font": _LABEL, "xanchor": "left", "showarrow": True, "arrowhead": 0,
+        {"x": step, "y": gap, "text": name, "font": LABEL, "xanchor": "left", "showarrow": True, "arrowhead": 0,
          "arrowwidth": 1, "arrowcolor": colours(report)[name], "standoff": 3, "ax": 22, "ay": shift}
         for ((step, gap), name), shift in zip(ends, shifts, strict=True)
     ]  # fmt: skip

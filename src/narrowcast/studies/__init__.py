@@ -1,0 +1,90 @@
+"""Floor 7: the papers, what each claims, and what was measured here. A new study is one file and one row.
+
+``results/NN.json`` holds the committed result of study NN, with the machine's name and the command that wrote it.
+"""
+
+import json
+import time
+from dataclasses import asdict
+from importlib import import_module
+from importlib.resources import files
+from typing import Any
+
+from narrowcast.errors import InputError
+from narrowcast.io import versions
+from narrowcast.studies.study import VERDICTS, Check, Outcome, Setting, Study, data_folder, verdict
+
+KIND, VERSION = "narrowcast-study", 1
+#: number of the sheet -> module of this package
+_MODULES: dict[int, str] = {}
+
+
+def numbers() -> list[int]:
+    """Return the numbers of all studies, ascending."""
+    return sorted(_MODULES)
+
+
+def study(number: int) -> Study:
+    """Return study ``number``; InputError with the known numbers."""
+    if number not in _MODULES:
+        known = ", ".join(map(str, numbers()))
+        raise InputError(f"no study {number}; known: {known}")
+    found: Study = import_module(f"narrowcast.studies.{_MODULES[number]}").STUDY
+    return found
+
+
+def committed(number: int) -> dict[str, Any] | None:
+    """Return the committed result of study ``number``, or None where there is none yet."""
+    path = files("narrowcast.studies") / "results" / f"{number:02d}.json"
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
+
+
+def carry_out(chosen: Study, setting: Setting, command: str) -> dict[str, Any]:
+    """Run a study and return its result, ready for JSON.
+
+    Raises InputError where it needs a GPU or data that are not here.
+    """
+    if "cuda" in chosen.needs:
+        _require_cuda(chosen.number)
+    start = time.perf_counter()
+    outcome = chosen.run(setting)
+    return {
+        "kind": KIND,
+        "version": VERSION,
+        **chosen.facts(),
+        "command": command,
+        "verdict": outcome.verdict,
+        "checks": [asdict(check) for check in outcome.checks],
+        "tables": list(outcome.tables),
+        "plots": list(outcome.plots),
+        "notes": list(outcome.notes),
+        "quick": setting.quick,
+        "seed": setting.seed,
+        "seconds": round(time.perf_counter() - start, 1),
+        "versions": versions(),
+    }
+
+
+def _require_cuda(number: int) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(f"study {number} needs a CUDA device and there is none; see its committed result with --show")
+
+
+__all__ = [
+    "VERDICTS",
+    "Check",
+    "Outcome",
+    "Setting",
+    "Study",
+    "carry_out",
+    "committed",
+    "data_folder",
+    "numbers",
+    "study",
+    "verdict",
+]
