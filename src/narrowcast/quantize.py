@@ -106,6 +106,23 @@ class Cast:
         packed = pack(codes.reshape(source.shape), self.format.bits)
         return QTensor(packed, scale.stored, scale.tensor, self, tuple(x.shape), tuple(source.shape), x.dtype, stream)
 
+    def settle(self, x: Tensor, ratio: Tensor | None = None, what: str = "tensor") -> "Settled":
+        """Settle the scales for ``x`` ``[..., K]`` once, so that other values can be rounded under them.
+
+        Args:
+            x: the tensor whose tile maxima decide.
+            ratio: what each tile's maximum is multiplied by first (a scale search's answer), of the tiles' shape
+                (`Settled.tiles`); None for 1.
+            what: name for error messages.
+
+        Raises InputError for casts with a transform: rotate the tensor first, so that its columns mean something.
+        """
+        if self.transform is not None:
+            raise InputError(f"cast {self}: scales are settled after the transform; apply it to {what} first")
+        source = self._source(x, None, what)
+        blocks, inside = self.tile.blocks(source)
+        return Settled(self, self._scale(blocks, inside, None, ratio), tuple(x.shape), tuple(source.shape), x.dtype)
+
     def bits_per_element(self, shape: tuple[int, ...]) -> float:
         """Return stored bits per element of a tensor of ``shape``, scales counted."""
         count = 1
@@ -125,11 +142,15 @@ class Cast:
         source = self.tile.padded(source, what)
         return self.transform.forward(source, stream) if self.transform else source
 
-    def _scale(self, blocks: Tensor, inside: tuple[int, ...], history: Tensor | None) -> Scale:
+    def _scale(
+        self, blocks: Tensor, inside: tuple[int, ...], history: Tensor | None, ratio: Tensor | None = None
+    ) -> Scale:
         if not self.scale.needs_amax or blocks.numel() == 0:
             one_each = [1 if {a, a - blocks.dim()} & {*inside} else n for a, n in enumerate(blocks.shape)]
             return self.scale.scale(blocks.new_zeros(one_each), self.format)
         amax = blocks.abs().amax(inside, keepdim=True)
+        if ratio is not None:
+            amax = amax * ratio
         if self.scale.delayed is not None:
             if history is None:
                 raise InputError(f"cast {self} scales by a history: pass history=Delayed.new()")
@@ -155,6 +176,58 @@ class Cast:
             return str(self.format)
         tail = f"/{self.transform}" if self.transform else ""
         return f"{self.format}/{self.tile}/{self.scale}/{self.rounding}{tail}"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A cast whose scales are settled: whatever is rounded now, the scales stay.
+
+    Attributes:
+        cast: format, tile, scale rule, rounding.
+        scale: the scales, shaped as the tiles of the padded tensor.
+        shape, padded: of the tensor, before and after padding to whole tiles.
+        dtype: of the tensor.
+    """
+
+    cast: Cast
+    scale: Scale
+    shape: tuple[int, ...]
+    padded: tuple[int, ...]
+    dtype: torch.dtype
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Return what ``x`` (of `shape`) becomes under the settled scales, float32."""
+        into, back = self.factors()
+        return self.round(x, into, back)
+
+    def round(self, x: Tensor, into: Tensor, back: tuple[Tensor, ...]) -> Tensor:
+        """Return what values become under the matching slices of `factors`: any columns, any rows."""
+        values = self.cast.format.round(float32_of(x) * into, self.cast.rounding)
+        for factor in back:
+            values = values.mul_(factor)
+        return values
+
+    def factors(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return what multiplies in and what multiplies back, each as float32 of `shape`."""
+        return self._spread(self.scale.into), tuple(self._spread(factor) for factor in self.scale.back)
+
+    def quantize(self, x: Tensor) -> "QTensor":
+        """Return codes and scales of ``x`` (of `shape`) under the settled scales."""
+        source = self.cast.tile.padded(float32_of(x))
+        blocks, _ = self.cast.tile.blocks(source)
+        codes = self.cast.format.encode(blocks * self.scale.into, self.cast.rounding)
+        packed = pack(codes.reshape(self.padded), self.cast.format.bits)
+        return QTensor(packed, self.scale.stored, self.scale.tensor, self.cast, self.shape, self.padded, self.dtype)
+
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        """Shape of one number per tile, as `Cast.settle` takes for ``ratio``."""
+        return tuple(self.scale.stored.shape)
+
+    def _spread(self, factor: Tensor) -> Tensor:
+        blocks, _ = self.cast.tile.blocks(factor.new_zeros(()).expand(self.padded))
+        whole = factor.expand(blocks.shape).reshape(self.padded)
+        return whole[tuple(slice(0, n) for n in self.shape)]
 
 
 @dataclass(frozen=True)

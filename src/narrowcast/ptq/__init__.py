@@ -1,0 +1,18 @@
+"""Floor 6: post-training quantization. Core maths (matrices in, matrices out) apart from plumbing."""
+
+from narrowcast.ptq.balance import awq, smooth
+from narrowcast.ptq.gptq import Solution, Solver, gptq, output_error
+from narrowcast.ptq.search import AbsMax, LeastError, Percentile, Search
+
+__all__ = [
+    "AbsMax",
+    "LeastError",
+    "Percentile",
+    "Search",
+    "Solution",
+    "Solver",
+    "awq",
+    "gptq",
+    "output_error",
+    "smooth",
+]
