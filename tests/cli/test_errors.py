@@ -68,12 +68,26 @@ def test_a_mistake_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> Non
         cli.run(["train"])
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+WORDS = [*cli.VERBS, *(f"{verb} {name}" for verb, inner in cli.WITHIN.items() for name in inner)]
+
+
+@pytest.mark.parametrize("verb", WORDS)
 def test_every_verb_has_help_with_an_example_and_json(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run([verb, "--help"]) == 0
-    out = capsys.readouterr().out
-    assert f"Example: narrowcast {verb}" in " ".join(out.split())
+    assert cli.run([*verb.split(), "--help"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"Usage: narrowcast {verb} [OPTIONS]" in out
+    assert f"Example: narrowcast {verb}" in out
     assert "--json" in out
+
+
+def test_a_verb_within_a_verb_has_its_own_arguments_and_is_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(cli.WITHIN, "formats", {"recipes": "shown for the sake of this test"})
+    assert cli.run(["formats", "recipes", "fp8-rowise"]) == 2
+    assert "unknown recipe 'fp8-rowise'" in capsys.readouterr().err
+    assert cli.run(["formats", "--help"]) == 0
+    assert "narrowcast formats recipes: shown for the sake of this test" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:

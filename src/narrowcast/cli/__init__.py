@@ -1,7 +1,8 @@
 """Floor 8: the command. Each verb is one module of this package with one function of the same name.
 
 A verb's module is imported only when the verb is called, so that `narrowcast formats` never loads a model library.
-The last paragraph of a verb's docstring, beginning with ``Example:``, is shown below its options.
+The last paragraph of a verb's docstring, beginning with ``Example:``, is shown below its options. A verb may have verbs
+within it, which are modules beside it: `narrowcast formats conform` is `cli/conform.py`; any other word is an argument.
 Bad input ends with one ``error:`` line on stderr: no traceback, nothing on stdout.
 """
 
@@ -26,6 +27,8 @@ VERBS = {
     "study": "Run one study, or show its committed result.",
     "report": "Rebuild the HTML page of a finished run.",
 }
+#: verbs within a verb: one module and one function each, named by the second word
+WITHIN: dict[str, dict[str, str]] = {"formats": {}}
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _PIPE_CLOSED = 1  # as rich answers it
 
@@ -38,6 +41,7 @@ def load(verb: str) -> Any:
     """Import ``verb`` and return its command."""
     callback: Callable[..., None] = getattr(import_module(f"narrowcast.cli.{verb}"), verb)
     prose, _, example = (callback.__doc__ or "").partition("Example:")
+    prose += "".join(f"\n\n`narrowcast {verb} {name}`: {what}" for name, what in WITHIN.get(verb, {}).items())
     app = _app()
     app.command(verb, help=prose, epilog=f"Example: {example.strip()}" if example else None)(callback)
     return typer.main.get_command(app)
@@ -56,6 +60,8 @@ class _Verbs(TyperGroup):
         verb, *rest = args
         if verb not in VERBS:
             raise InputError(f"unknown verb {verb!r}{nearest(verb, VERBS)}")
+        if rest and rest[0] in WITHIN.get(verb, {}):
+            return f"{verb} {rest[0]}", load(rest[0]), rest[1:]
         return verb, load(verb), rest
 
 
