@@ -1,4 +1,4 @@
-"""Side wing: tasks' data. Knows nothing of precision."""
+"""Side wing: what is computed: texts, linear systems, functions to learn. Knows nothing of precision."""
 
 from narrowcast.workloads.corpus import Corpus, load_corpus
 from narrowcast.workloads.tokens import TokenizedCorpus, encode, tokenize
