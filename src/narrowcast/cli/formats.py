@@ -6,17 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from narrowcast.analysis.format_error import FormatError, cast_error, format_error, is_signed
+from narrowcast.analysis.describe import SHAPE, catalogue, describe, presets
 from narrowcast.cli.common import JsonFlag, SeedOption, console, emit
-from narrowcast.errors import InputError, nearest
-from narrowcast.formats import Format, Integer, Minifloat
-from narrowcast.formats import formats as all_formats
-from narrowcast.quantize import PRESETS, Cast
-from narrowcast.quantize import cast as cast_of
-
-_TABLE_BITS = 8  # widest format whose every value is printed
-_SHAPE = (1024, 1024)  # of the tensor whose bits per element are stated
-_NOTES = {"ieee": "inf, nan", "fn": "nan", "fnuz": "nan, no -0", "none": "none"}
 
 
 def formats(
@@ -31,75 +22,10 @@ def formats(
     Example: narrowcast formats e2m1fn mxfp4 nvfp4
     """
     if not names:
-        emit({"formats": _catalogue(), "presets": _presets()}, as_json, _show_all)
+        emit({"formats": catalogue(), "presets": presets()}, as_json, _show_all)
         return
     found = [describe(name, seed) for name in names]
     emit({"formats": found}, as_json, lambda: _show_some(found))
-
-
-# --- facts ---
-
-
-def facts(fmt: Format) -> dict[str, Any]:
-    """Return the fields and the range of ``fmt`` as plain JSON values."""
-    if isinstance(fmt, Minifloat):
-        fields, specials = (int(fmt.signed), fmt.exponent, fmt.mantissa), _NOTES[fmt.specials.value]
-    else:
-        assert isinstance(fmt, Integer)
-        fields, specials = (int(fmt.signed), 0, fmt.bits - fmt.signed), "none"
-    return {
-        "name": fmt.name,
-        "bits": fmt.bits,
-        "sign": fields[0],
-        "exponent": fields[1],
-        "mantissa": fields[2],
-        "max": fmt.max,
-        "smallest_normal": fmt.smallest_normal,
-        "smallest": fmt.smallest,
-        "specials": specials,
-    }
-
-
-def _catalogue() -> list[dict[str, Any]]:
-    return [facts(fmt) for fmt in all_formats().values()]
-
-
-def _presets() -> list[dict[str, Any]]:
-    return [
-        {"name": name, "spelling": str(cast_of(name)), "bits_per_element": cast_of(name).bits_per_element(_SHAPE)}
-        for name in PRESETS
-    ]
-
-
-def describe(name: str, seed: int = 0) -> dict[str, Any]:
-    """Return everything shown of one format, preset or cast spelling; InputError with the nearest names."""
-    try:
-        cast = cast_of(name)
-    except InputError:
-        if "/" in name:
-            raise  # a spelling: its own message says where it goes wrong
-        raise InputError(f"unknown format {name!r}{nearest(name, [*all_formats(), *PRESETS])}") from None
-    fmt = cast.format
-    plain = cast == Cast(fmt)
-    found = {**facts(fmt), "name": fmt.name if plain else name, "element": fmt.name}
-    if not plain:
-        found |= {"spelling": str(cast), "bits_per_element": cast.bits_per_element(_SHAPE)}
-    if fmt.bits <= _TABLE_BITS:
-        found["values"] = fmt.values().tolist()
-    error = format_error(fmt) if plain else cast_error(cast, seed=seed)
-    return {**found, "error": _error(error, fmt)}
-
-
-def _error(error: FormatError, fmt: Format) -> dict[str, Any]:
-    return {
-        "distribution": "N(0,1)" if is_signed(fmt) else "|N(0,1)|",
-        "scale": error.scale,
-        "mse": error.mse,
-        "sqnr_db": error.sqnr,
-    }
-
-
-# --- text ---
 
 
 def number(x: float) -> str:
@@ -113,7 +39,7 @@ def _show_all() -> None:
     for head in ("bits", "s/e/m", "max", "smallest normal", "smallest"):
         table.add_column(head, justify="right")
     table.add_column("specials")
-    for row in _catalogue():
+    for row in catalogue():
         layout = f"{row['sign']}/{row['exponent']}/{row['mantissa']}"
         range_ = (number(row[key]) for key in ("max", "smallest_normal", "smallest"))
         table.add_row(row["name"], str(row["bits"]), layout, *range_, row["specials"])
@@ -123,7 +49,7 @@ def _show_all() -> None:
     table.add_column("preset")
     table.add_column("bits per element", justify="right")
     table.add_column("spelling")
-    for row in _presets():
+    for row in presets():
         table.add_row(row["name"], f"{row['bits_per_element']:.3f}", row["spelling"])
     console.print(table)
 
@@ -139,7 +65,7 @@ def _show_one(row: dict[str, Any]) -> None:
     console.print(row["name"], style="bold")
     if "spelling" in row:
         console.print(f"  spelling         {row['spelling']}")
-        console.print(f"  bits/element     {row['bits_per_element']:.3f} (a {_SHAPE[0]} x {_SHAPE[1]} tensor)")
+        console.print(f"  bits/element     {row['bits_per_element']:.3f} (a {SHAPE[0]} x {SHAPE[1]} tensor)")
     layout = f"{row['sign']} sign, {row['exponent']} exponent, {row['mantissa']} mantissa"
     console.print(f"  element          {row['element']}: {row['bits']} bits = {layout}; specials: {row['specials']}")
     ends = (f"{key.replace('_', ' ')} {number(row[key])}" for key in ("max", "smallest_normal", "smallest"))
