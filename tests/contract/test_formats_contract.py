@@ -150,6 +150,29 @@ def test_directed_modes_bracket_and_nearest_is_nearest(fmt):
 
 
 @every_format
+def test_neighbours_are_the_values_on_either_side(fmt):
+    if fmt.bits > 16:
+        return  # too many values to list; up and down themselves are checked against gfloat
+    values = fmt.values()
+    x = probe(fmt).double()
+    x = x[(x >= values[0]) & (x <= values[-1])]
+    below, above = (side.double() for side in fmt.neighbours(x))
+    held = ~below.isnan()  # zero and what lies below it have no place in e8m0
+    at = torch.searchsorted(values, x)
+    assert torch.equal((above + 0.0)[held], values[at][held])
+    assert torch.equal((below + 0.0)[held], torch.where(values[at] == x, values[at], values[at - 1])[held])
+
+
+@every_format
+def test_the_layout_adds_up(fmt):
+    facts, layout = fmt.facts(), fmt.layout
+    assert facts["name"] == fmt.name and facts["family"] == layout.family and facts["max"] == fmt.max
+    assert layout.sign == int(fmt.signed)
+    if isinstance(fmt, Minifloat | Integer):
+        assert layout.sign + (layout.exponent or 0) + (layout.mantissa or 0) == fmt.bits
+
+
+@every_format
 def test_scalar_reference(fmt):
     if fmt.bits > 16:
         assert fmt.name in ("float32", "tf32")  # their ladders have too many rungs; gfloat and ml_dtypes stand in

@@ -4,39 +4,18 @@ from typing import Any
 
 from narrowcast.analysis.format_error import FormatError, cast_error, format_error, is_signed
 from narrowcast.errors import InputError, nearest
-from narrowcast.formats import Format, Integer, Minifloat
+from narrowcast.formats import Format
 from narrowcast.formats import formats as all_formats
 from narrowcast.quantize import PRESETS, Cast
 from narrowcast.quantize import cast as cast_of
 
 TABLE_BITS = 8  # widest format whose every value is listed
 SHAPE = (1024, 1024)  # of the tensor whose bits per element are stated
-_NOTES = {"ieee": "inf, nan", "fn": "nan", "fnuz": "nan, no -0", "none": "none"}
-
-
-def facts(fmt: Format) -> dict[str, Any]:
-    """Return the fields and the range of ``fmt`` as plain JSON values."""
-    if isinstance(fmt, Minifloat):
-        fields, specials = (int(fmt.signed), fmt.exponent, fmt.mantissa), _NOTES[fmt.specials.value]
-    else:
-        assert isinstance(fmt, Integer)
-        fields, specials = (int(fmt.signed), 0, fmt.bits - fmt.signed), "none"
-    return {
-        "name": fmt.name,
-        "bits": fmt.bits,
-        "sign": fields[0],
-        "exponent": fields[1],
-        "mantissa": fields[2],
-        "max": fmt.max,
-        "smallest_normal": fmt.smallest_normal,
-        "smallest": fmt.smallest,
-        "specials": specials,
-    }
 
 
 def catalogue() -> list[dict[str, Any]]:
     """Return the facts of every catalogued format."""
-    return [facts(fmt) for fmt in all_formats().values()]
+    return [fmt.facts() for fmt in all_formats().values()]
 
 
 def presets() -> list[dict[str, Any]]:
@@ -57,7 +36,7 @@ def describe(name: str, seed: int = 0) -> dict[str, Any]:
         raise InputError(f"unknown format {name!r}{nearest(name, [*all_formats(), *PRESETS])}") from None
     fmt = cast.format
     plain = cast == Cast(fmt)
-    found = {**facts(fmt), "name": fmt.name if plain else name, "element": fmt.name}
+    found = {**fmt.facts(), "name": fmt.name if plain else name, "element": fmt.name}
     if not plain:
         found |= {"spelling": str(cast), "bits_per_element": cast.bits_per_element(SHAPE)}
     if fmt.bits <= TABLE_BITS:

@@ -9,6 +9,8 @@ from rich.table import Table
 from narrowcast.analysis.describe import SHAPE, catalogue, describe, presets
 from narrowcast.cli.common import JsonFlag, SeedOption, console, emit
 
+_FIELDS = ("sign", "exponent", "mantissa")
+
 
 def formats(
     names: Annotated[
@@ -40,11 +42,11 @@ def _show_all() -> None:
         table.add_column(head, justify="right")
     table.add_column("specials")
     for row in catalogue():
-        layout = f"{row['sign']}/{row['exponent']}/{row['mantissa']}"
+        layout = "/".join("-" if row[key] is None else str(row[key]) for key in _FIELDS)
         range_ = (number(row[key]) for key in ("max", "smallest_normal", "smallest"))
         table.add_row(row["name"], str(row["bits"]), layout, *range_, row["specials"])
     console.print(table)
-    console.print("\ns/e/m: bits of sign, exponent and mantissa\n")
+    console.print("\ns/e/m: bits of sign, exponent and mantissa (or integer), at most; -: no such field\n")
     table = Table(box=None, pad_edge=False)
     table.add_column("preset")
     table.add_column("bits per element", justify="right")
@@ -66,7 +68,8 @@ def _show_one(row: dict[str, Any]) -> None:
     if "spelling" in row:
         console.print(f"  spelling         {row['spelling']}")
         console.print(f"  bits/element     {row['bits_per_element']:.3f} (a {SHAPE[0]} x {SHAPE[1]} tensor)")
-    layout = f"{row['sign']} sign, {row['exponent']} exponent, {row['mantissa']} mantissa"
+    layout = ", ".join(f"{row[key]} {key}" for key in _FIELDS if row[key] is not None)
+    layout += f" ({row['note']})" if row["note"] else ""
     console.print(f"  element          {row['element']}: {row['bits']} bits = {layout}; specials: {row['specials']}")
     ends = (f"{key.replace('_', ' ')} {number(row[key])}" for key in ("max", "smallest_normal", "smallest"))
     console.print(f"  range            {', '.join(ends)}")

@@ -1,7 +1,7 @@
 """Floor 0: which numbers exist, how reals become them, and where random bits come from."""
 
 from narrowcast.formats.catalogue import format, formats
-from narrowcast.formats.format import Format
+from narrowcast.formats.format import Format, Layout
 from narrowcast.formats.integer import Integer
 from narrowcast.formats.minifloat import Bottom, Minifloat, Specials
 from narrowcast.formats.packing import pack, unpack
@@ -14,6 +14,7 @@ __all__ = [
     "Bottom",
     "Format",
     "Integer",
+    "Layout",
     "Minifloat",
     "Rounding",
     "Specials",

@@ -7,17 +7,39 @@ float32 holds each of their values exactly.
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from narrowcast.errors import InputError
-from narrowcast.formats.rounding import NEAREST_EVEN, Rounding
+from narrowcast.formats.rounding import NEAREST_EVEN, Rounding, rounding
 
 FLOAT32_SIGN = -(1 << 31)
 FLOAT32_MAGNITUDE = 0x7FFFFFFF
 FLOAT32_MANTISSA = 23
 FLOAT32_BIAS = 127
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the bits of a code are for, for tables and pages.
+
+    Attributes:
+        family: ``"minifloat"``, ``"integer"``, ...
+        sign: 1 if the format has negative values, else 0.
+        exponent, mantissa: bits of each field, at most; None where there is no such field.
+        specials: which values are not finite numbers, e.g. ``"inf, nan"``; ``"none"``.
+        note: what the fields leave unsaid, e.g. how wide a tapered field is where; may be empty.
+    """
+
+    family: str
+    sign: int
+    exponent: int | None = None
+    mantissa: int | None = None
+    specials: str = "none"
+    note: str = ""
 
 
 class Format(ABC):
@@ -42,7 +64,7 @@ class Format(ABC):
     @property
     @abstractmethod
     def smallest_normal(self) -> float:
-        """Smallest positive value with full precision."""
+        """Smallest positive value that is not subnormal."""
 
     @property
     @abstractmethod
@@ -53,6 +75,11 @@ class Format(ABC):
     @abstractmethod
     def precision(self) -> int:
         """Mantissa bits behind the leading one at the top of the range (0 for e8m0, 1 for e2m1fn, 6 for int8)."""
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """What the bits of a code are for."""
 
     @abstractmethod
     def encode(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
@@ -69,6 +96,14 @@ class Format(ABC):
     @abstractmethod
     def round(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the float32 values that ``x`` becomes: ``decode(encode(x))``, with NaN kept as NaN."""
+
+    def neighbours(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values next to ``x`` (any shape, any float dtype) on either side, float32: (below, above).
+
+        Both are ``x`` itself where it is a value of the format. Beyond the range they are what `round` makes of it
+        downwards and upwards: the last value twice, or the last value and the way out (infinity, NaN).
+        """
+        return self.round(x, rounding("down")), self.round(x, rounding("up"))
 
     @property
     def top_exponent(self) -> int:
@@ -92,6 +127,11 @@ class Format(ABC):
         values = values[self.round(values) == values]
         distinct: Tensor = torch.unique(values[torch.isfinite(values)].double() + 0.0)
         return distinct
+
+    def facts(self) -> dict[str, Any]:
+        """Return name, width, fields and range as plain JSON values."""
+        ends = {"max": self.max, "smallest_normal": self.smallest_normal, "smallest": self.smallest}
+        return {"name": self.name, "bits": self.bits, **vars(self.layout), **ends}
 
     def __str__(self) -> str:
         return self.name

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.errors import InputError
-from narrowcast.formats.format import Format, add_and_subtract, float32_of, to_fixed_point
+from narrowcast.formats.format import Format, Layout, add_and_subtract, float32_of, to_fixed_point
 from narrowcast.formats.rounding import NEAREST_EVEN, Rounding
 
 _FIXED_POINT = 16  # fractional bits kept while rounding: one random draw; less where int32 is too short
@@ -79,6 +79,12 @@ class Integer(Format):
     def precision(self) -> int:
         """Mantissa bits behind the leading one at the top of the range."""
         return max(self.width - self.signed - 1, 0)
+
+    @property
+    def layout(self) -> Layout:
+        """Sign and integer, with the binary point where it is not at the end."""
+        note = f"{self.fraction} of them behind the binary point" if self.fraction else ""
+        return Layout("integer", int(self.signed), mantissa=self.width - self.signed, note=note)
 
     def encode(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return two's complement codes; see `Format.encode`."""

@@ -21,6 +21,7 @@ from narrowcast.formats.format import (
     FLOAT32_MAGNITUDE,
     FLOAT32_MANTISSA,
     Format,
+    Layout,
     add_and_subtract,
     float32_of,
     to_fixed_point,
@@ -38,6 +39,9 @@ class Specials(Enum):
     FN = "fn"  # the all-ones magnitude is NaN; no infinity ("finite, NaN")
     FNUZ = "fnuz"  # the code of -0 is NaN, so zero is unsigned; no infinity
     NONE = "none"  # every code is a finite number
+
+
+_IN_WORDS = {Specials.IEEE: "inf, nan", Specials.FN: "nan", Specials.FNUZ: "nan, no -0", Specials.NONE: "none"}
 
 
 class Bottom(Enum):
@@ -102,6 +106,11 @@ class Minifloat(Format):
     def precision(self) -> int:
         """Mantissa bits behind the leading one."""
         return self.mantissa
+
+    @property
+    def layout(self) -> Layout:
+        """Sign, exponent and mantissa."""
+        return Layout("minifloat", int(self.signed), self.exponent, self.mantissa, _IN_WORDS[self.specials])
 
     @property
     def max_code(self) -> int:
