@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from narrowcast.errors import InputError, nearest
-from narrowcast.formats import NEAREST_EVEN, Format, Rounding, Stream, format, formats, pack, unpack
+from narrowcast.formats import NEAREST_EVEN, Format, Rounding, Stream, find, format, known_names, pack, unpack
 from narrowcast.formats import rounding as rounding_of
 from narrowcast.formats.format import float32_of
 from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, scale_rule, tile
@@ -280,11 +280,9 @@ def _parse(spelling: str) -> Cast:
     expanded = PRESETS.get(spelling, spelling)
     tokens = expanded.split("/")
     if len(tokens) == 1:
-        try:
-            return Cast(format(spelling))
-        except InputError:
-            known = [*formats(), *PRESETS]
-            raise InputError(f"unknown cast or format {spelling!r}{nearest(spelling, known)}") from None
+        if (found := find(spelling)) is None:
+            raise InputError(f"unknown format or cast {spelling!r}{nearest(spelling, [*known_names(), *PRESETS])}")
+        return Cast(found)
     if not 3 <= len(tokens) <= 5:
         raise InputError(
             f"malformed cast {spelling!r}: found {len(tokens)} parts, expected "

@@ -12,11 +12,11 @@ from narrowcast.errors import CheckFailed
 
 BAD = [
     (["trian"], "unknown verb 'trian'; nearest: train"),
-    (["formats", "e4m3fnx"], "unknown format 'e4m3fnx'; nearest: e4m3fn"),
+    (["formats", "e4m3fnx"], "unknown format or cast 'e4m3fnx'; nearest: e4m3fn"),
     (["formats", "mxfp"], "nearest: mxfp"),
     (["formats", "e2m1fn/1x32/e9m0"], "at character 13 ('e9m0')"),
     (["formats", "e2m1fn/1x32"], "expected format/tile/scale"),
-    (["formats", "e2m1fn", "nope"], "unknown format 'nope'"),
+    (["formats", "e2m1fn", "nope"], "unknown format or cast 'nope'"),
     (["formats", "--seed", "many"], "'--seed'"),
     (["formats", "--bogus"], "--bogus"),
     (["recipes", "fp8-rowise"], "unknown recipe 'fp8-rowise'; nearest: fp8-rowwise"),

@@ -12,7 +12,7 @@ from tests.references import round_one
 from tests.witnesses import first_difference
 
 from narrowcast.errors import InputError
-from narrowcast.formats import Bottom, Integer, Minifloat, Specials, formats, rounding, roundings
+from narrowcast.formats import Bottom, Integer, Minifloat, Specials, families, formats, rounding, roundings
 from narrowcast.formats import format as format_
 
 DETERMINISTIC = [m for m in roundings() if not rounding(m).random]
@@ -29,7 +29,8 @@ UNLISTED = [
     Minifloat("e7m0", 7, 0, 63, Specials.NONE),
     Integer("q0.7", 7, fraction=7),
 ]
-TABLE = [*formats().values(), *UNLISTED]
+SPELLED = [format_(example) for family in families() for example in family.examples]
+TABLE = [*formats().values(), *SPELLED, *UNLISTED]
 every_format = pytest.mark.parametrize("fmt", TABLE, ids=str)
 
 

@@ -31,7 +31,7 @@ def test_every_integer_type_of_ml_dtypes_is_here(name):
 @pytest.mark.parametrize(
     ("alias", "name"),
     [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16"), ("e8m7", "bfloat16"), ("e5m10", "float16"),
-     ("e8m0fnu", "e8m0"), ("e2m1", "e2m1fn"), ("e2m3", "e2m3fn"), ("e3m2", "e3m2fn")],
+     ("e8m10", "tf32"), ("e8m23", "float32"), ("e8m0fnu", "e8m0"), ("ue8m0", "e8m0"), ("e2m1", "e2m1fn"), ("e2m3", "e2m3fn"), ("e3m2", "e3m2fn")],
 )  # fmt: skip
 def test_aliases(alias, name):
     assert format_(alias) is format_(name)
@@ -57,7 +57,7 @@ def test_integers_of_1_to_16_bits_in_each_kind():
     assert all(f"int{n}" in known for n in range(2, 17))
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("e4m3fm", "e4m3fn"), ("int44", "int4"), ("FP16", "fp16")])
+@pytest.mark.parametrize(("name", "nearest"), [("e4m3fm", "e4m3fn"), ("imt4", "int4"), ("FP16", "fp16")])
 def test_unknown_name_offers_the_nearest(name, nearest):
     with pytest.raises(InputError, match=f"unknown format '{name}'.*{nearest}") as error:
         format_(name)

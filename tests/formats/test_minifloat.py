@@ -39,7 +39,7 @@ def halves(start, stop, step):
 TABLES = {
     "e2m1fn": [0, 0.5, 1, 1.5, 2, 3, 4, 6],
     "e3m0fn": [0, 0.25, 0.5, 1, 2, 4, 8, 16],
-    "e1m2fn": [k / 4 for k in range(8)],
+    "e1m2fn": [k / 2 for k in range(8)],
     "e2m3fn": [*halves(0, 2, 0.125), *halves(2, 4, 0.25), *halves(4, 8, 0.5)],
     "e3m2fn": [
         *halves(0, 0.5, 1 / 16),

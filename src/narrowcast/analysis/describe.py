@@ -3,7 +3,6 @@
 from typing import Any
 
 from narrowcast.analysis.format_error import FormatError, cast_error, format_error, is_signed
-from narrowcast.errors import InputError, nearest
 from narrowcast.formats import Format
 from narrowcast.formats import formats as all_formats
 from narrowcast.quantize import PRESETS, Cast
@@ -28,12 +27,7 @@ def presets() -> list[dict[str, Any]]:
 
 def describe(name: str, seed: int = 0) -> dict[str, Any]:
     """Return everything shown of one format, preset or cast spelling; InputError with the nearest names."""
-    try:
-        cast = cast_of(name)
-    except InputError:
-        if "/" in name:
-            raise  # a spelling: its own message says where it goes wrong
-        raise InputError(f"unknown format {name!r}{nearest(name, [*all_formats(), *PRESETS])}") from None
+    cast = cast_of(name)
     fmt = cast.format
     plain = cast == Cast(fmt)
     found = {**fmt.facts(), "name": fmt.name if plain else name, "element": fmt.name}

@@ -1,6 +1,7 @@
 """Floor 0: which numbers exist, how reals become them, and where random bits come from."""
 
-from narrowcast.formats.catalogue import format, formats
+from narrowcast.formats.catalogue import families, find, format, formats, known_names
+from narrowcast.formats.families import Family
 from narrowcast.formats.format import Format, Layout
 from narrowcast.formats.integer import Integer
 from narrowcast.formats.minifloat import Bottom, Minifloat, Specials
@@ -12,6 +13,7 @@ __all__ = [
     "NEAREST_EVEN",
     "RANDOM_BITS",
     "Bottom",
+    "Family",
     "Format",
     "Integer",
     "Layout",
@@ -19,8 +21,11 @@ __all__ = [
     "Rounding",
     "Specials",
     "Stream",
+    "families",
+    "find",
     "format",
     "formats",
+    "known_names",
     "pack",
     "philox",
     "rounding",

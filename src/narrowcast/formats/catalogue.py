@@ -1,6 +1,7 @@
 """The one table of names. A new format is one row here and gains every contract test."""
 
 from narrowcast.errors import InputError, nearest
+from narrowcast.formats.families import FAMILIES, Family
 from narrowcast.formats.format import Format
 from narrowcast.formats.integer import Integer
 from narrowcast.formats.minifloat import Bottom, Minifloat, Specials
@@ -26,7 +27,7 @@ _FLOATS = (
     Minifloat("e2m3fn", 2, 3, 1, NONE),
     Minifloat("e2m1fn", 2, 1, 1, NONE),
     Minifloat("e3m0fn", 3, 0, 3, NONE),
-    Minifloat("e1m2fn", 1, 2, 1, NONE),
+    Minifloat("e1m2fn", 1, 2, 0, NONE),
     # scales: unsigned
     Minifloat("e8m0", 8, 0, 127, FN, Bottom.NORMAL, signed=False),
     Minifloat("ue4m3", 4, 3, 7, FN, signed=False),
@@ -44,9 +45,12 @@ _ALIASES = {
     "fp32": "float32",
     "bf16": "bfloat16",
     "fp16": "float16",
+    "e8m23": "float32",
+    "e8m10": "tf32",
     "e8m7": "bfloat16",
     "e5m10": "float16",
     "e8m0fnu": "e8m0",
+    "ue8m0": "e8m0",
     "e2m1": "e2m1fn",
     "e2m3": "e2m3fn",
     "e3m2": "e3m2fn",
@@ -58,15 +62,39 @@ def formats() -> dict[str, Format]:
     return dict(_FORMATS)
 
 
+def families() -> tuple[Family, ...]:
+    """Return the families whose members are found by a name that spells out the fields (`Family`)."""
+    return FAMILIES
+
+
 def format(name: str | Format) -> Format:
-    """Return the format called ``name`` (or an alias: fp32, bf16, fp16, ...); InputError with the nearest names.
+    """Return the format called ``name``: one of the catalogue, an alias (bf16), or a member of a family (e3m4, q3.12).
+
+    InputError with the nearest names, or with what is wrong where the name spells out fields that make no format.
 
     >>> format("e4m3fn").max
     448.0
     """
     if isinstance(name, Format):
         return name
-    found = _FORMATS.get(_ALIASES.get(name, name))
+    found = find(name)
     if found is None:
-        raise InputError(f"unknown format {name!r}{nearest(name, [*_FORMATS, *_ALIASES])}")
+        raise InputError(f"unknown format {name!r}{nearest(name, known_names())}")
     return found
+
+
+def find(name: str) -> Format | None:
+    """Return the format called ``name``, or None; InputError where a family knows the name but not such a member."""
+    name = _ALIASES.get(name, name)
+    if name in _FORMATS:
+        return _FORMATS[name]
+    for family in FAMILIES:
+        if match := family.match(name):
+            made = family.make(match)
+            return made if made.name == name else find(made.name)
+    return None
+
+
+def known_names() -> list[str]:
+    """Return every catalogued name, alias and example of a family: what a mistyped name may have meant."""
+    return [*_FORMATS, *_ALIASES, *(example for family in FAMILIES for example in family.examples)]
