@@ -16,19 +16,34 @@ MASK32 = 0xFFFFFFFF
 # --- rounding one number ---
 
 
-def goes_up(mode: str, odd_below: bool, fraction: Fraction, negative: bool, draw: int = 0) -> bool:
+def goes_up(
+    mode: str,
+    odd_below: bool,
+    fraction: Fraction,
+    negative: bool,
+    draw: int = 0,
+    first: bool = False,
+    bits: int = DRAW_BITS,
+) -> bool:
     """Whether a magnitude ``fraction`` of the way from one code to the next becomes the next (0 < fraction < 1).
 
-    ``draw`` is one 16-bit draw, of which ``stochastic-r`` uses the r leading bits.
+    ``draw`` is one 16-bit draw, of which ``stochastic-r`` uses the r leading bits. ``first``: below the first
+    code, where ``stochastic-flush`` uses one bit fewer than the ``bits`` there are.
     """
     half = Fraction(1, 2)
+    if mode == "stochastic-equal":
+        return draw >= 2 ** (DRAW_BITS - 1)
+    if mode == "stochastic-flush":
+        mode = f"stochastic-{bits - 1}" if first else "nearest-even"
     if mode.startswith("stochastic"):
-        bits = int(mode.partition("-")[2] or DRAW_BITS)
-        return math.floor(fraction * 2**bits) + (draw >> (DRAW_BITS - bits)) >= 2**bits
+        used = int(mode.partition("-")[2] or DRAW_BITS)
+        return math.floor(fraction * 2**used) + (draw >> (DRAW_BITS - used)) >= 2**used
     return {
         "nearest-even": fraction > half or (fraction == half and odd_below),
         "nearest-away": fraction >= half,
         "nearest-zero": fraction > half,
+        "nearest-up": fraction > half or (fraction == half and not negative),
+        "nearest-down": fraction > half or (fraction == half and negative),
         "toward-zero": False,
         "up": not negative,
         "down": negative,
@@ -85,7 +100,7 @@ class Ladder:
         i = bisect_right(self.values, magnitude) - 1
         low, high = self.values[i], self.values[i + 1]
         fraction = (magnitude - low) / (high - low)
-        up = fraction > 0 and goes_up(mode, self.codes[i] % 2 == 1, fraction, negative, draw)
+        up = fraction > 0 and goes_up(mode, self.codes[i] % 2 == 1, fraction, negative, draw, i == 0)
         return self.codes[i + up]
 
 
@@ -124,7 +139,7 @@ def round_integer(fmt, x: float, mode: str, draw: int = 0) -> float:
     negative, magnitude = x < 0, abs(Fraction(x)) * 2**fmt.fraction
     floor = math.floor(magnitude)
     fraction = magnitude - floor
-    k = floor + (fraction > 0 and goes_up(mode, floor % 2 == 1, fraction, negative, draw))
+    k = floor + (fraction > 0 and goes_up(mode, floor % 2 == 1, fraction, negative, draw, floor == 0))
     return min(max(-k if negative else k, low), high) / 2.0**fmt.fraction
 
 

@@ -26,7 +26,7 @@ def test_every_mode_on_every_small_integer(mode):
             for k, code in zip(n.tolist(), found.tolist(), strict=True):
                 floor, rest = divmod(k, 1 << shift)
                 fraction = Fraction(rest, 1 << shift)
-                up = rest > 0 and goes_up(mode, floor % 2 == 1, fraction, sign < 0, int(draw))
+                up = rest > 0 and goes_up(mode, floor % 2 == 1, fraction, sign < 0, int(draw), floor == 0, shift)
                 assert code == floor + up, (mode, k, sign, int(draw))
 
 
@@ -84,6 +84,42 @@ def test_stochastic_r_uses_the_r_leading_bits(bits):
     assert torch.equal(fmt.round(x, mode, (leading | trailing).expand(x.shape)), rounded)
     fraction = (x[:, 0] - 2).double()
     assert torch.equal((rounded == 3).sum(-1), (fraction * 2**bits).floor().long())
+
+
+@pytest.mark.parametrize("name", ["e4m3fn", "e2m1fn", "e8m0", "ue5m3", "e4m3fn_ftz_open", "bfloat16", "int8"])
+def test_stochastic_equal_goes_up_for_exactly_half_of_all_draws(name):
+    """However close the value is to either neighbour: 2**-23 above one is inexact, and one itself is not."""
+    fmt = format_(name)
+    one = 2.0 * fmt.smallest if isinstance(fmt, Integer) else 1.0
+    values = fmt.values()
+    step = float(values[values > one][0] - one)
+    x = one + step * torch.tensor([0.0, 2.0**-20, 0.3, 0.5, 1 - 2.0**-16])
+    draws = torch.arange(1 << 16, dtype=torch.int32).expand(5, -1)
+    for sign in (1.0, -1.0) if values[0] < -one else (1.0,):
+        rounded = fmt.round((sign * x)[:, None].expand_as(draws), rounding("stochastic-equal"), draws).double()
+        inexact = x.double() > one  # of bfloat16's step, float32 holds no more than 16 bits
+        assert inexact.sum() >= 3
+        assert torch.equal((rounded.abs() > one).sum(-1), inexact.long() << 15)
+        mean = rounded[inexact].mean(-1).abs()  # the midpoint, wherever the value is
+        assert torch.equal(mean, torch.full_like(mean, one + step / 2))
+
+
+@pytest.mark.parametrize("name", ["e4m3fn", "e2m1fn", "e3m0fn", "ue5m3", "e4m3fn_ftz_open", "float16", "int8", "q1.6"])
+def test_stochastic_flush_is_exact_below_the_smallest_value_and_nearest_even_above(name):
+    fmt = format_(name)
+    fraction = torch.tensor([0.0, 2.0**-16, 2.0**-15, 3 * 2.0**-16, 0.3, 0.5, 1 - 2.0**-16], dtype=torch.float64)
+    x = (fraction * fmt.smallest).float()
+    draws = torch.arange(1 << 16, dtype=torch.int32).expand(len(x), -1)
+    mode, exact = rounding("stochastic-flush"), x.double() / fmt.smallest
+    resolution = 1 << 14 if name == "float16" else 1 << 15
+    for sign in (1.0, -1.0) if fmt.values()[0] < 0 else (1.0,):
+        rounded = fmt.round((sign * x)[:, None].expand_as(draws), mode, draws).double().abs()
+        assert ((rounded == 0) | (rounded == fmt.smallest)).all()
+        assert torch.equal((rounded > 0).sum(-1), (exact * resolution).floor().long() * ((1 << 16) // resolution))
+    above = fmt.smallest * torch.linspace(1, 40, 1171)
+    for draw in (0, 1 << 15, 65535):
+        found = fmt.round(above, mode, torch.full(above.shape, draw, dtype=torch.int32))
+        assert torch.equal(found, fmt.round(above))
 
 
 def test_stochastic_mean_is_unbiased_within_the_resolution_of_the_draws():

@@ -6,7 +6,7 @@ are exact, the same on every device, and shared by every format: "even" means an
 even significand, and stays well defined for formats without mantissa bits (e8m0), as in IEEE P3109.
 
 Bits below the fixed point are folded into the last bit by the caller (a *sticky* bit), so no mode rounds twice;
-for the stochastic modes they are dropped.
+for the modes that count draws against the fraction they are dropped.
 Random bits are an argument, never a hidden state: see `philox`.
 """
 
@@ -34,6 +34,14 @@ def _nearest_away(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) ->
 
 def _nearest_zero(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
     return (n + ((1 << (shift - 1)) - 1)).bitwise_right_shift_(shift)
+
+
+def _nearest_up(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
+    return (n + ((1 << (shift - 1)) + sign)) >> shift
+
+
+def _nearest_down(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
+    return (n + ((1 << (shift - 1)) - 1 - sign)) >> shift
 
 
 def _toward_zero(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
@@ -70,6 +78,22 @@ def _stochastic(bits: int) -> Round:
     return round_
 
 
+def _equal(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
+    """Go up for one half of all draws, whatever the fraction; exact values stay (pychop's mode 6)."""
+    if random is None:
+        raise InputError("stochastic rounding needs random bits: pass seed= or a Stream")
+    return (n + (random >> (RANDOM_BITS - 1)) * ((1 << shift) - 1)) >> shift
+
+
+def _flush(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
+    """Round to nearest even, but below the first code go up to it for a share n / 2**shift of all draws.
+
+    Of the 16 bits of a draw the leading 15 count, or one fewer than ``n`` has: the last bit of ``n`` is sticky.
+    """
+    dithered = _stochastic(max(min(RANDOM_BITS, shift) - 1, 1))(n, shift, sign, random)
+    return torch.where(n < 1 << shift, dithered, _nearest_even(n, shift, sign, random))
+
+
 @dataclass(frozen=True)
 class Rounding:
     """One rounding mode.
@@ -82,12 +106,15 @@ class Rounding:
             ``"leaves"`` (to infinity or NaN), ``"stays"`` (at the maximum), ``"up"`` or ``"down"`` (leaves only on
             that side), after IEEE 754-2019, 7.4.
         random: whether it draws random bits.
+        sticky: whether ``n`` must show in its last bit that something below it was cut off; the modes that compare a
+            draw with the fraction take the plain floor, so that no value goes up more often than its fraction.
     """
 
     name: str
     function: Round
     overflow: str = "leaves"
     random: bool = False
+    sticky: bool = True
 
     def __call__(self, n: Tensor, shift: int, sign: Tensor, random: Tensor | None = None) -> Tensor:
         """Round ``n / 2**shift`` to an integer; ``shift == 0`` returns ``n``."""
@@ -117,18 +144,31 @@ _MODES = {
         NEAREST_EVEN,
         Rounding("nearest-away", _nearest_away),
         Rounding("nearest-zero", _nearest_zero),
+        Rounding("nearest-up", _nearest_up),
+        Rounding("nearest-down", _nearest_down),
         Rounding("toward-zero", _toward_zero, overflow="stays"),
         Rounding("up", _up, overflow="up"),
         Rounding("down", _down, overflow="down"),
         Rounding("odd", _odd, overflow="stays"),
-        Rounding("stochastic", _stochastic(RANDOM_BITS), random=True),
-        *(Rounding(f"stochastic-{r}", _stochastic(r), random=True) for r in range(1, RANDOM_BITS)),
+        Rounding("stochastic", _stochastic(RANDOM_BITS), random=True, sticky=False),
+        *(Rounding(f"stochastic-{r}", _stochastic(r), random=True, sticky=False) for r in range(1, RANDOM_BITS)),
+        Rounding("stochastic-equal", _equal, random=True),
+        Rounding("stochastic-flush", _flush, random=True),
     )
 }
 
 
 def roundings() -> dict[str, Rounding]:
-    """Return every rounding mode by name; ``stochastic-r`` uses r random bits (1 to 15), ``stochastic`` 16."""
+    """Return every rounding mode by name.
+
+    ``nearest-even``, ``-away``, ``-zero``, ``-up`` and ``-down`` say where ties go: the last two are the half up of HLS
+    fixed point (AP_RND) and its mirror (AP_RND_MIN_INF), as ``down`` is its default, AP_TRN.
+    ``stochastic`` goes up with a probability equal to the discarded fraction, to 16 bits; ``stochastic-r`` to r bits (1
+    to 15), as hardware with few random bits does. ``stochastic-equal`` goes up with probability 1/2 wherever the value
+    is inexact (Higham & Mary 2019's second kind; pychop's mode 6). ``stochastic-flush`` is nearest-even, except that
+    what lies below the smallest positive value becomes it with probability x / smallest, else zero: unbiased where
+    nearest rounding would flush (the stochastic underflow of Chmiel et al. 2021, "Logarithmic unbiased quantization").
+    """
     return dict(_MODES)
 
 
