@@ -28,7 +28,9 @@ VERBS = {
     "report": "Rebuild the HTML page of a finished run.",
 }
 #: verbs within a verb: one module and one function each, named by the second word
-WITHIN: dict[str, dict[str, str]] = {"formats": {}}
+WITHIN: dict[str, dict[str, str]] = {
+    "formats": {"conform": "Hold someone else's encoder against a format, bit for bit."},
+}
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _PIPE_CLOSED = 1  # as rich answers it
 

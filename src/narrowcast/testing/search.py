@@ -1,0 +1,87 @@
+"""Find the way in which someone else's answers would all be right.
+
+Steepest ascent from our way over single changes of habit, on a sample of the answers that differ and of those that
+agree; then every habit that is not needed goes back, and what remains is checked on all answers.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from narrowcast.testing.trials import Trial
+
+Way = TypeVar("Way")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One habit of the foreign function's that differs from what was asked.
+
+    Attributes:
+        slot: what the habit is about: ``rounding``, ``overflow``, ``rule`` (of the scale), ...
+        name: the habit, e.g. ``"ties away from zero"``.
+        count: answers that are explained by it and not without it.
+    """
+
+    slot: str
+    name: str
+    count: int
+
+
+def agreement(trials: Sequence[Trial[Any]], way: Any) -> int:
+    """Return how many answers are those of ``way``."""
+    return sum(int(trial.agree(way).sum()) for trial in trials)
+
+
+def closest(start: Way, trials: Sequence[Trial[Way]], neighbours: Callable[[Way], Iterable[tuple[str, Way]]]) -> Way:
+    """Return the way near ``start`` that most answers agree with; ``start`` itself where nothing is better."""
+    samples = [trial.sample(trial.agree(start)) for trial in trials]
+    size = sum(len(sample.classes) for sample in samples)
+    best, score = start, agreement(samples, start)
+    while score < size:
+        scored = [(agreement(samples, way), way) for _, way in neighbours(best)]
+        top, way = max(scored, key=lambda pair: pair[0])
+        if top <= score:
+            break
+        best, score = way, top
+    return _pruned(start, best, samples, score)
+
+
+def _pruned(start: Way, best: Way, samples: Sequence[Trial[Way]], score: int) -> Way:
+    """Return ``best`` without the habits that change nothing."""
+    for slot, _ in changed(start, best):
+        without = put_back(start, best, slot)
+        if agreement(samples, without) >= score:
+            best = without
+    return best
+
+
+def changed(start: Any, way: Any, within: str = "") -> list[tuple[str, Any]]:
+    """Return (slot, choice) for every slot in which ``way`` differs; slots of a nested way have dotted names."""
+    found: list[tuple[str, Any]] = []
+    for field in fields(start):
+        ours, theirs = getattr(start, field.name), getattr(way, field.name)
+        if ours == theirs:
+            continue
+        if hasattr(ours, "value"):
+            found.append((within + field.name, theirs))
+        else:
+            found += changed(ours, theirs, f"{within}{field.name}.")
+    return found
+
+
+def put_back(start: Any, way: Any, slot: str) -> Any:
+    """Return ``way`` with ``start``'s choice in ``slot``."""
+    head, _, rest = slot.partition(".")
+    ours = getattr(start, head)
+    return replace(way, **{head: put_back(ours, getattr(way, head), rest) if rest else ours})
+
+
+def reasons(start: Any, way: Any, trials: Sequence[Trial[Any]]) -> list[Reason]:
+    """Return the habits in which ``way`` differs from ``start``, each with what it explains, the largest first."""
+    whole = agreement(trials, way)
+    found = [
+        Reason(slot.rpartition(".")[2], choice.name, whole - agreement(trials, put_back(start, way, slot)))
+        for slot, choice in changed(start, way)
+    ]
+    return sorted(found, key=lambda reason: -reason.count)
