@@ -50,14 +50,32 @@ def encode(x, fields=E4M3FN, turn=to_even) -> np.ndarray:
     return (code + (sign << (exponent + mantissa))).astype(np.uint8)
 
 
-def blocks_of(x, rule, fields=E2M1FN, size=32):
+def decode(codes, fields=E4M3FN) -> np.ndarray:
+    """Values of codes; what lies past the maximum is infinity once where the top exponent is reserved, else NaN."""
+    exponent, mantissa, _, top = fields
+    codes = np.asarray(codes).astype(np.int64)
+    magnitude = codes & ((1 << (exponent + mantissa)) - 1)
+    value = magnitudes(fields)[np.minimum(magnitude, top)]
+    reserved = (1 << (exponent + mantissa)) - 1 - top > 1
+    value = np.where(magnitude > top, np.where((magnitude == top + 1) & reserved, np.inf, np.nan), value)
+    return np.where(codes >> (exponent + mantissa), -value, value)
+
+
+def dequantized(codes, scales, fields=E2M1FN) -> np.ndarray:
+    size = codes.shape[-1] // scales.shape[-1]
+    power = np.where(scales == 255, np.nan, np.exp2(scales.astype(np.float64) - 127)).repeat(size, -1)
+    with np.errstate(over="ignore"):
+        return (decode(codes, fields) * power).astype(np.float32)
+
+
+def blocks_of(x, rule, fields=E2M1FN, size=32, turn=to_even):
     """MX: (codes, e8m0 scales); ``rule`` turns amax (float64, positive) into an exponent."""
     rows = np.asarray(x, dtype=np.float64).reshape(-1, size)
     amax = np.abs(rows).max(-1)
     with np.errstate(all="ignore"):
         exponent = np.clip(np.where(amax > 0, rule(np.where(np.isfinite(amax) & (amax > 0), amax, 1.0)), 0), -127, 127)
     scale = np.where(np.isfinite(amax), exponent + 127, 255).astype(np.uint8)
-    codes = encode(np.where(np.isfinite(amax), 1.0, 0.0)[:, None] * rows / np.exp2(exponent)[:, None], fields)
+    codes = encode(np.where(np.isfinite(amax), 1.0, 0.0)[:, None] * rows / np.exp2(exponent)[:, None], fields, turn)
     return codes.reshape(x.shape), scale.reshape(*x.shape[:-1], -1)
 
 

@@ -66,7 +66,7 @@ def loaded(path: str) -> Callable[..., Any]:
             raise InputError(f"{place} has no {part!r}{nearest(part, known)}")
         found = getattr(found, part)
     if not callable(found):
-        raise InputError(f"{path} is no function but of type {type(found).__name__}; expected a function of an array")
+        raise InputError(f"{path} is of type {type(found).__name__}, expected a function of an array")
     return found  # type: ignore[no-any-return]
 
 

@@ -56,7 +56,7 @@ class Foreign:
 def foreign(function: Callable[..., Any], name: str, probe: tuple[Tensor, ...], arrays: str | None = None) -> Foreign:
     """Return ``function`` as a `Foreign`; without ``arrays``, torch tensors are tried first, on ``probe``."""
     if not callable(function):
-        raise InputError(f"{name} is a {type(function).__name__}, expected a function of an array")
+        raise InputError(f"{name} is of type {type(function).__name__}, expected a function of an array")
     if arrays is not None and arrays not in ARRAYS:
         raise InputError(f"unknown arrays {arrays!r}; known: {', '.join(ARRAYS)}")
     failures = []

@@ -205,15 +205,16 @@ def _wrapped(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
     whole = r.rounding.value.name
     scaled = x.double() * 2.0**fmt.fraction
     k = scaled.trunc() if whole == "toward-zero" else scaled.round()
-    lowest = -(1 << (fmt.width - 1)) if fmt.signed else 0
-    return ((k - lowest).remainder(1 << fmt.width) + lowest).float() * fmt.smallest
+    low_bits = k.remainder(1 << fmt.width)
+    negative = (low_bits >= 1 << (fmt.width - 1)) & fmt.signed
+    return torch.where(negative, low_bits - (1 << fmt.width), low_bits).float() * fmt.smallest
 
 
 _ENDS: tuple[tuple[str, Fix], ...] = (
     ("saturates", _extreme),
     ("becomes infinity", _filled(float("inf"))),
+    ("becomes zero", _filled(0.0)),  # before NaN, which is zero's code where there is none
     ("becomes NaN", _filled(float("nan"))),
-    ("becomes zero", _filled(0.0)),
 )
 _OVERFLOWS = (
     Choice("overflow saturates", _where(_too_large, _extreme)),

@@ -6,12 +6,13 @@ signs and payloads are nobody's standard), and a zero's sign counts where the fo
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from narrowcast.formats import Format, Minifloat
+from narrowcast.formats import Format, Integer, Minifloat
 from narrowcast.testing.inputs import CLASSES, bits_of
 from narrowcast.testing.rounder import Rounder
 
@@ -88,11 +89,18 @@ def code_keys(codes: Tensor, fmt: Format) -> Tensor:
 
 def keys_of_values(values: Tensor, fmt: Format) -> Tensor:
     """Return the keys of the codes that hold float32 ``values``; the code of zero for a NaN where there is none."""
-    holder = replace(fmt, saturate=False) if isinstance(fmt, Minifloat) else fmt
-    codes = holder.encode(values).long() & ((1 << fmt.bits) - 1)
+    codes = _holder(fmt).encode(values).long() & ((1 << fmt.bits) - 1)
     back = fmt.decode(codes.int())
     codes = codes.masked_fill(back.isnan(), NAN)
     return codes.masked_fill((back != values) & ~values.isnan(), UNHELD)
+
+
+@lru_cache(maxsize=64)
+def _holder(fmt: Format) -> Format:
+    """Return ``fmt`` as it encodes infinities and the most negative integer, where it has codes for them."""
+    if isinstance(fmt, Minifloat):
+        return replace(fmt, saturate=False)
+    return replace(fmt, symmetric=False) if isinstance(fmt, Integer) else fmt
 
 
 def has_negative_zero(fmt: Format) -> bool:
