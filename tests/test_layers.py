@@ -31,6 +31,7 @@ FLOORS = {
     "testing": 9,
     "train": 10,
     "evaluate": 10,
+    "rewrite": 10,
     "ptq": 10,
     "qat": 10,
     "allocate": 10,

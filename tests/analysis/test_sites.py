@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import narrowcast as nc
-from narrowcast.analysis.sites import OperandLoss, operand_loss, probe, sqnr_db
+from narrowcast.analysis.loss import sqnr_db
+from narrowcast.analysis.sites import OperandLoss, operand_loss, probe
 from narrowcast.errors import InputError
 
 

@@ -1,17 +1,11 @@
 """What each cast does to the tensors of a trained model: error, underflow and saturation, per layer and operand.
 
 One probe batch runs forward and backward; the input, weight and output gradient of every converted layer are caught
-and cast once more, exactly as the layer casts them. Shares are of the source elements that are not zero (padding is):
+and cast once more, exactly as the layer casts them. `loss` defines what is measured.
 
-- *SQNR*: 10 log10 (sum of squares of the source / sum of squares of the error) in dB; None where nothing is lost;
-- *underflow*: share of elements that became zero;
-- *saturate*: share of elements that the format's range clipped: scaled, they lie beyond its largest value by more than
-  half the step below it (more than rounding would have moved them).
-
-Where a gemm rotates its operands, all three are measured in the rotated basis, in which the cast works.
+Where a gemm rotates its operands, everything is measured in the rotated basis, in which the cast works.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from narrowcast.analysis.loss import measure
 from narrowcast.errors import InputError
 from narrowcast.metrics import next_token_loss
 from narrowcast.nn import OPERANDS, Linear, Operand, operands
@@ -30,7 +25,7 @@ _FIRST = {"x": "fwd.x", "w": "fwd.w", "g": "dgrad.g"}
 
 @dataclass(frozen=True)
 class OperandLoss:
-    """What one operand of one layer loses in its cast; the module defines the three numbers.
+    """What one operand of one layer loses in its cast; `loss` defines the three numbers.
 
     Attributes:
         site, operand: the layer's name, and which of its six operands.
@@ -60,32 +55,8 @@ def operand_loss(
         cast: the cast.
         history: amax history of a delayed scale as it was when the cast ran; it is left as it is.
     """
-    present = source != 0
-    count = int(present.sum())
-    if count == 0:
-        return OperandLoss(site, label, None, 0.0, 0.0)
-    underflow = int((present & (result == 0)).sum()) / count
-    return OperandLoss(site, label, sqnr_db(source, result), underflow, _clipped(source, cast, history) / count)
-
-
-def sqnr_db(source: Tensor, result: Tensor) -> float | None:
-    """Return the signal to quantization noise ratio in dB, None where exact or not finite."""
-    signal = float(source.double().square().sum())
-    noise = float((source.double() - result.double()).square().sum())
-    return 10 * math.log10(signal / noise) if noise > 0 and math.isfinite(noise) else None
-
-
-def _clipped(source: Tensor, cast: Cast, history: Tensor | None) -> int:
-    """Return how many elements the format's range clipped, from the scales that the cast used."""
-    if cast.is_identity:
-        return 0
-    blocks, inside = cast.tile.blocks(cast.tile.padded(source))
-    amax = blocks.abs().amax(inside, keepdim=True)
-    if cast.scale.delayed is not None and history is not None:
-        amax = cast.scale.delayed.amax(history.clone(), amax.amax()).view(amax.shape)
-    scaled = blocks.abs().double() * cast.scale.scale(amax, cast.format).into.double()
-    half_step = 2.0 ** (cast.format.top_exponent - cast.format.precision - 1)
-    return int((scaled > cast.format.max + half_step).sum())
+    found = measure(source, result, cast, history)
+    return OperandLoss(site, label, found.sqnr_db, found.underflow, found.saturate)
 
 
 def probe(model: nn.Module, tokens: Tensor, loss_scale: float = 1.0) -> list[OperandLoss]:

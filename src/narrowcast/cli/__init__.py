@@ -29,7 +29,10 @@ VERBS = {
 }
 #: verbs within a verb: one module and one function each, named by the second word
 WITHIN: dict[str, dict[str, str]] = {
-    "formats": {"conform": "Hold someone else's encoder against a format, bit for bit."},
+    "formats": {
+        "conform": "Hold someone else's encoder against a format, bit for bit.",
+        "convert": "Rewrite a safetensors file in a format; what each tensor lost.",
+    },
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _PIPE_CLOSED = 1  # as rich answers it

@@ -5,11 +5,14 @@ from narrowcast.io.files import sha256, write_atomic
 from narrowcast.io.huggingface import load_model, save_model
 from narrowcast.io.provenance import versions
 from narrowcast.io.runs import open_run, read_settings, truncate_metrics
+from narrowcast.io.tensors import TensorFile, open_tensors, write_like
 
 __all__ = [
+    "TensorFile",
     "load_checkpoint",
     "load_model",
     "open_run",
+    "open_tensors",
     "read_settings",
     "save_checkpoint",
     "save_model",
@@ -17,4 +20,5 @@ __all__ = [
     "truncate_metrics",
     "versions",
     "write_atomic",
+    "write_like",
 ]
