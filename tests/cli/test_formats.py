@@ -1,13 +1,10 @@
 """`narrowcast formats`, as a user and as a program sees it."""
 
 import json
-import math
 
 import pytest
-import torch
 
 import narrowcast as nc
-from narrowcast.analysis.format_error import cast_error, format_error, normal_quantiles
 from narrowcast.cli import run
 
 
@@ -60,45 +57,3 @@ def test_an_alias_and_a_spelling_are_understood(capsys: pytest.CaptureFixture[st
     alias, spelled = as_json(capsys, "bf16", "e2m1fn/1x32/e8m0/stochastic")["formats"]
     assert alias["name"] == "bfloat16"
     assert spelled["spelling"] == "e2m1fn/1x32/e8m0/stochastic"
-
-
-# J. Max 1960, "Quantizing for minimum distortion", table II: the best uniform quantizer of N(0,1) with N levels
-@pytest.mark.parametrize(("name", "step", "error"), [("int2", 1.224, 0.1902), ("int3", 0.6508, 0.0469)])
-def test_the_best_scale_is_that_of_the_literature(name: str, step: float, error: float) -> None:
-    found = format_error(nc.format(name))
-    assert found.scale == pytest.approx(step, rel=5e-3)
-    assert found.mse == pytest.approx(error, rel=3e-3)
-
-
-@pytest.mark.parametrize("name", ["float32", "bfloat16", "e4m3fn", "int16", "e8m0", "uint4", "int1_full"])
-def test_every_kind_of_format_has_a_finite_error(name: str) -> None:
-    found = format_error(nc.format(name), count=1 << 10)
-    assert math.isfinite(found.sqnr)
-    assert found.sqnr > 0
-
-
-def test_three_more_mantissa_bits_are_eighteen_decibels() -> None:
-    gap = format_error(nc.format("tf32")).sqnr - format_error(nc.format("bfloat16")).sqnr
-    assert gap == pytest.approx(18.06, abs=0.25)  # each scale is free to miss its optimum by 0.2 dB
-
-
-def test_quantiles_have_the_moments_of_the_normal() -> None:
-    x = normal_quantiles()
-    assert float(x.mean()) == pytest.approx(0.0, abs=1e-12)
-    assert float(x.square().mean()) == pytest.approx(1.0, abs=1e-4)
-
-
-def test_the_error_of_a_cast_repeats_and_follows_its_seed() -> None:
-    cast = nc.cast("e2m1fn/1x32/e8m0/stochastic")
-    assert cast_error(cast) == cast_error(cast)
-    assert cast_error(cast).mse != cast_error(cast, seed=1).mse
-
-
-def test_a_delayed_cast_is_judged_on_its_first_step() -> None:
-    plain, delayed = (cast_error(nc.cast(f"e4m3fn/tensor/{s}/nearest-even")) for s in ("fp32", "fp32-delayed16"))
-    assert plain == delayed
-
-
-def test_an_identity_loses_nothing() -> None:
-    assert cast_error(nc.cast("float32")).sqnr == math.inf
-    assert torch.equal(nc.cast("float32").apply(torch.ones(2)), torch.ones(2))
