@@ -257,7 +257,7 @@ def test_shapes_strides_and_the_input_left_alone(fmt):
     )
 
 
-COMPILED = ["e4m3fn", "e5m2fnuz", "e2m1fn", "e3m0fn", "e8m0", "bfloat16", "float16", "tf32", "int4", "q1.6"]
+COMPILED = ["e4m3fn", "ue4m3", "e5m2fnuz", "e2m1fn", "e3m0fn", "e8m0", "bfloat16", "float16", "tf32", "int4", "q1.6"]
 
 
 def _all_of_them(x, random):
@@ -272,7 +272,7 @@ def _all_of_them(x, random):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, while it loads its compiler
 def test_compiled_code_gives_the_same_bits():
-    """One graph for ten formats. Subnormals too: the compiler must not flush them, nor drop a pair of casts."""
+    """One graph for eleven formats. Subnormals too: the compiler must not flush them, nor drop a pair of casts."""
     x = torch.cat([probe(format_(name)) for name in COMPILED])
     x = torch.cat([x, x.new_tensor([torch.nan, 1e-45, -1e-40])])
     random = draws(x)

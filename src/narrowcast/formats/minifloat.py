@@ -20,15 +20,18 @@ from narrowcast.formats.format import (
     FLOAT32_BIAS,
     FLOAT32_MAGNITUDE,
     FLOAT32_MANTISSA,
+    FLOAT32_SIGN,
     Format,
     Layout,
     add_and_subtract,
     float32_of,
     to_fixed_point,
 )
-from narrowcast.formats.rounding import NEAREST_EVEN, Rounding
+from narrowcast.formats.pieces import by_pieces
+from narrowcast.formats.rounding import NEAREST_EVEN, RealRound, Rounding
 
 FLOAT32_INF = 0x7F800000
+FLOAT32_NAN = 0x7FC00000
 FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 
 
@@ -175,22 +178,26 @@ class Minifloat(Format):
 
     @property
     def _adder_rounds(self) -> bool:
-        """Whether `add_and_subtract` can round to this format: subnormals, and an anchor within float32."""
+        """Whether `add_and_subtract` can round to this format: gradual underflow, and an anchor within float32."""
         top = self.max_code >> self.mantissa
         anchored = self.mantissa <= 20 and top + 1 - self.bias + self._shift < FLOAT32_BIAS
-        return self._subnormals and anchored and (self.signed or self.nan_code is not None)
+        return self.bottom is Bottom.SUBNORMAL and anchored and (self.signed or self.nan_code is not None)
 
     @property
     def _steps_round(self) -> bool:
-        """Whether `_round_by_steps` applies: signed zeros, every overflow at the maximum, and its own fixed point."""
-        signed_zero = self.signed and self.specials is not Specials.FNUZ
-        return signed_zero and self.saturate and self.bottom is Bottom.SUBNORMAL and not self._is_float32_prefix
+        """Whether `_round_by_steps` applies: every overflow at the maximum, and few enough steps in a binade.
+
+        Without mantissa bits an even code is no even count of steps, so such formats are left out.
+        """
+        return self._adder_rounds and self.saturate and 1 <= self.mantissa <= 6
 
     # --- encode ---
 
     def encode(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the codes of ``x``; see `Format.encode`."""
-        x = float32_of(x)
+        return by_pieces(lambda piece, draws: self._encode(piece, rounding, draws), float32_of(x), random)
+
+    def _encode(self, x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
         bits = x.view(torch.int32)
         magnitude, sign = bits & FLOAT32_MAGNITUDE, bits >> 31
         is_nan = magnitude > FLOAT32_INF
@@ -292,16 +299,21 @@ class Minifloat(Format):
     def round(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the float32 values that ``x`` becomes; NaN stays NaN even where the format has none."""
         x = float32_of(x)
-        if rounding is NEAREST_EVEN:
-            if (dtype := self._torch_dtype) is not None and not torch.compiler.is_compiling():
-                return x.to(dtype).to(torch.float32, copy=True)
-            if self._adder_rounds:
-                return self._round_by_adder(x)
-        if self._steps_round:
-            return self._round_by_steps(x, rounding, random)
+        if rounding is NEAREST_EVEN and (dtype := self._torch_dtype) is not None and not torch.compiler.is_compiling():
+            return x.to(dtype).to(torch.float32, copy=True)
+        return by_pieces(lambda piece, draws: self._round(piece, rounding, draws), x, random)
+
+    def _round(self, x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
+        """Take the quickest way to the values that this format and mode allow; all give the same bits."""
+        if rounding is NEAREST_EVEN and self._adder_rounds:
+            return self._round_by_adder(x)
+        if rounding.real is not None and self._steps_round:
+            return self._round_by_steps(x, rounding.real, random)
+        if self._is_float32_prefix and not self.saturate:
+            return self._round_prefix(x, rounding, random)
         if self.bottom is Bottom.NORMAL and self._is_scale:
             return self._round_powers(x, rounding, random)
-        return torch.where(x.isnan(), x, self.decode(self.encode(x, rounding, random)))
+        return torch.where(x.isnan(), x, self.decode(self._encode(x, rounding, random)))
 
     @property
     def _torch_dtype(self) -> torch.dtype | None:
@@ -315,15 +327,41 @@ class Minifloat(Format):
         fields = (self.exponent, self.mantissa, self.bias)
         return {(8, 23, 127): torch.float32, (8, 7, 127): torch.bfloat16, (5, 10, 15): torch.float16}.get(fields)
 
-    def _round_by_steps(self, x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
-        """Any mode, saturating, without going through codes: count steps of the value's binade."""
-        magnitude = x.abs()
-        nan = magnitude.clamp_max(1.0).mul_(0.0)  # 0, or NaN where x is
-        base, steps, binade = self._fixed_point(magnitude.clamp_max_(self.max), rounding)
-        steps += base << self._fraction
-        code = rounding(steps, self._fraction, x.view(torch.int32) >> 31, random)
-        step = ((binade - self.mantissa) << FLOAT32_MANTISSA).view(torch.float32)
-        return (code - base).float().mul_(step).add_(nan).copysign_(x)
+    def _clamped(self, x: Tensor, limit: float) -> Tensor:
+        return x.clamp(-limit if self.signed else 0.0, limit)
+
+    def _binades(self, y: Tensor) -> Tensor:
+        """Return the float32 exponent field, in place, of the binade that sets each value's step."""
+        return (y.view(torch.int32) & FLOAT32_INF).clamp_(min=(FLOAT32_BIAS + 1 - self.bias) << FLOAT32_MANTISSA)
+
+    def _round_by_steps(self, x: Tensor, real: RealRound, random: Tensor | None) -> Tensor:
+        """Any mode, saturating, without codes: round the count of steps of each value's binade."""
+        y = self._clamped(x, self.max)
+        step = self._binades(y).sub_(self.mantissa << FLOAT32_MANTISSA)
+        per_step = (2 * FLOAT32_BIAS << FLOAT32_MANTISSA) - step  # powers of two, both: the products are exact
+        value = real(y.mul_(per_step.view(torch.float32)), random).mul_(step.view(torch.float32))
+        if self.signed and self.specials is not Specials.FNUZ:
+            return value
+        value.add_(0.0)  # -0 becomes +0
+        return value if self.signed else self._without_negatives(value, x)
+
+    def _without_negatives(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return ``y``, NaN where ``x`` is negative or NaN, for formats that have one."""
+        if self.nan_code is None:
+            return y
+        below = x.clamp_max(0.0).view(torch.int32) & FLOAT32_MAGNITUDE
+        nan = below.neg_().bitwise_right_shift_(31).bitwise_and_(FLOAT32_NAN)
+        return nan.bitwise_or_(y.view(torch.int32)).view(torch.float32)
+
+    def _round_prefix(self, x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
+        """Any mode, not saturating, for formats whose codes are float32's leading bits (bfloat16)."""
+        bits = x.view(torch.int32)
+        sign = bits >> 31
+        code = rounding(bits & FLOAT32_MAGNITUDE, self._shift, sign, random)
+        if rounding.overflow != "leaves":  # where it leaves, the carry itself makes an infinity
+            code = torch.minimum(code, rounding.leaves(sign).int().add_(self.max_code))
+        value = (code << self._shift).bitwise_or_(bits & FLOAT32_SIGN).view(torch.float32)
+        return torch.where(x.isfinite(), value, x)
 
     @property
     def _is_scale(self) -> bool:
@@ -339,9 +377,10 @@ class Minifloat(Format):
 
     def _round_by_adder(self, x: Tensor) -> Tensor:
         """Nearest-even values without codes: clamp, anchor each element's binade, add and subtract."""
-        limit = self.max if self.saturate else 2.0 ** (self.top_exponent + 1)
-        y = x.clamp(-limit if self.signed else 0.0, limit)
-        anchor = (y.view(torch.int32) & FLOAT32_INF).clamp_(min=(FLOAT32_BIAS + 1 - self.bias) << FLOAT32_MANTISSA)
+        y = self._clamped(x, self.max if self.saturate else 2.0 ** (self.top_exponent + 1))
+        anchor = self._binades(y)
+        if self.mantissa == 0:  # ties, one and a half steps, go to the even code: a sum that starts odd sends them down
+            anchor += ((anchor >> FLOAT32_MANTISSA) + self.bias) & 1
         anchor += (self._shift << FLOAT32_MANTISSA) + (1 << (FLOAT32_MANTISSA - 1))
         y = add_and_subtract(y, anchor.view(torch.float32))
         if not self.saturate:
@@ -349,5 +388,5 @@ class Minifloat(Format):
             beyond = self.max if self.specials is Specials.NONE else beyond
             y = y.masked_fill_(y > self.max, beyond).masked_fill_(y < -self.max, -beyond)
         if not self.signed:
-            return y.add_(x.clamp_max(0.0).sqrt_())  # 0, or NaN where x is negative
+            return self._without_negatives(y, x)
         return y if self.specials is Specials.FNUZ else y.copysign_(x)

@@ -21,6 +21,7 @@ from narrowcast.errors import InputError, nearest
 RANDOM_BITS = 16  # resolution of one random draw; the bias of stochastic rounding is below 2**-16 of a step
 
 Round = Callable[[Tensor, int, Tensor, Tensor | None], Tensor]
+RealRound = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def _nearest_even(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
@@ -69,9 +70,7 @@ def _stochastic(bits: int) -> Round:
     """
 
     def round_(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
-        if random is None:
-            raise InputError("stochastic rounding needs random bits: pass seed= or a Stream")
-        draw = random >> (RANDOM_BITS - bits)
+        draw = _required(random) >> (RANDOM_BITS - bits)
         draw = draw << (shift - bits) if shift >= bits else draw >> (bits - shift)
         return (n + draw) >> shift
 
@@ -80,9 +79,7 @@ def _stochastic(bits: int) -> Round:
 
 def _equal(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
     """Go up for one half of all draws, whatever the fraction; exact values stay (pychop's mode 6)."""
-    if random is None:
-        raise InputError("stochastic rounding needs random bits: pass seed= or a Stream")
-    return (n + (random >> (RANDOM_BITS - 1)) * ((1 << shift) - 1)) >> shift
+    return (n + (_required(random) >> (RANDOM_BITS - 1)) * ((1 << shift) - 1)) >> shift
 
 
 def _flush(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
@@ -92,6 +89,51 @@ def _flush(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor
     """
     dithered = _stochastic(max(min(RANDOM_BITS, shift) - 1, 1))(n, shift, sign, random)
     return torch.where(n < 1 << shift, dithered, _nearest_even(n, shift, sign, random))
+
+
+# --- the same modes on real numbers: values on a uniform grid need no codes, and a third of the passes ---
+
+
+def _real_nearest_away(u: Tensor, random: Tensor | None) -> Tensor:
+    return u.abs().sub_(0.5).floor_().add_(1.0).copysign_(u)  # adding a half would round just below it
+
+
+def _real_nearest_zero(u: Tensor, random: Tensor | None) -> Tensor:
+    return u.abs().sub_(0.5).ceil_().copysign_(u)
+
+
+def _real_nearest_up(u: Tensor, random: Tensor | None) -> Tensor:
+    return (u - 0.5).floor_().add_(1.0).copysign_(u)
+
+
+def _real_nearest_down(u: Tensor, random: Tensor | None) -> Tensor:
+    return (u + 0.5).ceil_().sub_(1.0).copysign_(u)
+
+
+def _real_odd(u: Tensor, random: Tensor | None) -> Tensor:
+    half = u * 0.5  # floor and ceiling of it add up to u where u is an integer, to the odd neighbour elsewhere
+    return half.floor().add_(half.ceil_())
+
+
+def _real_stochastic(bits: int) -> RealRound:
+    def round_(u: Tensor, random: Tensor | None) -> Tensor:
+        draw = _required(random) >> (RANDOM_BITS - bits)
+        floor = u.abs().mul_(float(1 << bits)).floor_()
+        return floor.add_(draw).mul_(1 / (1 << bits)).floor_().copysign_(u)
+
+    return round_
+
+
+def _real_equal(u: Tensor, random: Tensor | None) -> Tensor:
+    floor = u.abs().floor_()
+    up = u.abs().ceil_().sub_(floor).mul_(_required(random) >> (RANDOM_BITS - 1))
+    return floor.add_(up).copysign_(u)
+
+
+def _required(random: Tensor | None) -> Tensor:
+    if random is None:
+        raise InputError("stochastic rounding needs random bits: pass seed= or a Stream")
+    return random
 
 
 @dataclass(frozen=True)
@@ -108,6 +150,8 @@ class Rounding:
         random: whether it draws random bits.
         sticky: whether ``n`` must show in its last bit that something below it was cut off; the modes that compare a
             draw with the fraction take the plain floor, so that no value goes up more often than its fraction.
+        real: the same mode on real numbers, ``(u, random) -> float32`` integers with the sign of ``u``: signed float32
+            steps below 2**7, so that each sum is exact; NaN stays. None where only ``function`` exists.
     """
 
     name: str
@@ -115,6 +159,7 @@ class Rounding:
     overflow: str = "leaves"
     random: bool = False
     sticky: bool = True
+    real: RealRound | None = None
 
     def __call__(self, n: Tensor, shift: int, sign: Tensor, random: Tensor | None = None) -> Tensor:
         """Round ``n / 2**shift`` to an integer; ``shift == 0`` returns ``n``."""
@@ -136,23 +181,28 @@ class Rounding:
         return self.name
 
 
-NEAREST_EVEN = Rounding("nearest-even", _nearest_even)
+NEAREST_EVEN = Rounding("nearest-even", _nearest_even, real=lambda u, _: u.round())
+
+
+def _dithered(name: str, bits: int) -> Rounding:
+    return Rounding(name, _stochastic(bits), random=True, sticky=False, real=_real_stochastic(bits))
+
 
 _MODES = {
     mode.name: mode
     for mode in (
         NEAREST_EVEN,
-        Rounding("nearest-away", _nearest_away),
-        Rounding("nearest-zero", _nearest_zero),
-        Rounding("nearest-up", _nearest_up),
-        Rounding("nearest-down", _nearest_down),
-        Rounding("toward-zero", _toward_zero, overflow="stays"),
-        Rounding("up", _up, overflow="up"),
-        Rounding("down", _down, overflow="down"),
-        Rounding("odd", _odd, overflow="stays"),
-        Rounding("stochastic", _stochastic(RANDOM_BITS), random=True, sticky=False),
-        *(Rounding(f"stochastic-{r}", _stochastic(r), random=True, sticky=False) for r in range(1, RANDOM_BITS)),
-        Rounding("stochastic-equal", _equal, random=True),
+        Rounding("nearest-away", _nearest_away, real=_real_nearest_away),
+        Rounding("nearest-zero", _nearest_zero, real=_real_nearest_zero),
+        Rounding("nearest-up", _nearest_up, real=_real_nearest_up),
+        Rounding("nearest-down", _nearest_down, real=_real_nearest_down),
+        Rounding("toward-zero", _toward_zero, overflow="stays", real=lambda u, _: u.trunc()),
+        Rounding("up", _up, overflow="up", real=lambda u, _: u.ceil()),
+        Rounding("down", _down, overflow="down", real=lambda u, _: u.floor()),
+        Rounding("odd", _odd, overflow="stays", real=_real_odd),
+        _dithered("stochastic", RANDOM_BITS),
+        *(_dithered(f"stochastic-{r}", r) for r in range(1, RANDOM_BITS)),
+        Rounding("stochastic-equal", _equal, random=True, real=_real_equal),
         Rounding("stochastic-flush", _flush, random=True),
     )
 }

@@ -1,0 +1,33 @@
+import torch
+
+from narrowcast.formats import NEAREST_EVEN, Stream, rounding
+from narrowcast.formats import format as format_
+from narrowcast.formats.pieces import PIECE, by_pieces
+
+
+def test_pieces_come_back_in_place_and_alone():
+    x, random = torch.arange(1001.0).view(7, 143).T, torch.arange(1001).view(7, 143).T
+    seen = []
+
+    def work(some, drawn):
+        seen.append(some.numel())
+        return some + drawn
+
+    found = by_pieces(work, x, random, piece=16)
+    assert seen == [16] * 62 + [9]
+    assert torch.equal(found, 2 * x)
+
+
+def test_a_small_tensor_stays_whole():
+    assert by_pieces(lambda some, _: some.clone(), torch.ones(4, 16), None, piece=16).shape == (4, 16)
+
+
+def test_a_large_tensor_rounds_like_its_parts():
+    x = torch.randn(5 * PIECE + 7, generator=torch.Generator().manual_seed(0))
+    draws = Stream(3).bits(x.shape)
+    rows = [slice(i, i + PIECE) for i in range(0, x.numel(), PIECE)]
+    assert torch.equal(draws, torch.cat([Stream(3).bits(x[r].shape, whole=x.shape, start=(r.start,)) for r in rows]))
+    for name, mode in (("e4m3fn", NEAREST_EVEN), ("e2m1fn", rounding("stochastic"))):
+        fmt = format_(name)
+        assert torch.equal(fmt.round(x, mode, draws), torch.cat([fmt.round(x[r], mode, draws[r]) for r in rows]))
+        assert torch.equal(fmt.encode(x, mode, draws), torch.cat([fmt.encode(x[r], mode, draws[r]) for r in rows]))
