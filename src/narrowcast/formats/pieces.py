@@ -1,9 +1,9 @@
 """Elementwise work on large CPU tensors, piece by piece.
 
-Outside a core's cache every pass over a tensor costs memory traffic, and every fresh one page faults, each more than the
-arithmetic. Pieces that stay in the cache cost neither. 16M float32 elements, eager, as multiples of a clone: nearest-even
-to e4m3fn 2.7 whole and 1.5 in pieces, toward zero 5.1 and 2.1, encoding it 23 and 2.9, nearest-even to e8m0 12 and 2.3.
-Compiled code fuses its passes instead.
+Outside a core's cache every pass over a tensor costs memory traffic, and every fresh one page faults, each more than
+the arithmetic. Pieces that stay in the cache cost neither. 16M float32 elements, eager, as multiples of a clone:
+nearest-even to e4m3fn 2.7 whole and 1.5 in pieces, toward zero 5.1 and 2.1, encoding 23 and 2.9, nearest-even to e8m0
+12 and 2.3. Compiled code fuses its passes instead.
 """
 
 from collections.abc import Callable

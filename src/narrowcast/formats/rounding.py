@@ -103,11 +103,11 @@ def _real_nearest_zero(u: Tensor, random: Tensor | None) -> Tensor:
 
 
 def _real_nearest_up(u: Tensor, random: Tensor | None) -> Tensor:
-    return (u - 0.5).floor_().add_(1.0).copysign_(u)
+    return (u * 2.0).floor_().add_(1.0).mul_(0.5).floor_().copysign_(u)  # by half steps: no sum is rounded
 
 
 def _real_nearest_down(u: Tensor, random: Tensor | None) -> Tensor:
-    return (u + 0.5).ceil_().sub_(1.0).copysign_(u)
+    return (u * 2.0).ceil_().sub_(1.0).mul_(0.5).ceil_().copysign_(u)
 
 
 def _real_odd(u: Tensor, random: Tensor | None) -> Tensor:
