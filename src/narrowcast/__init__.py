@@ -4,6 +4,7 @@ A *format* says which numbers exist, a *cast* how a tensor is narrowed to one, a
 uses where. `convert` applies a recipe to a model and returns the table of what became of every layer.
 """
 
+from narrowcast.accumulate import accumulator
 from narrowcast.errors import CheckFailed, InputError, NarrowcastError
 from narrowcast.formats import Format, Stream, format, formats, roundings
 from narrowcast.nn import OPERANDS, LinearSpec
@@ -32,6 +33,7 @@ __all__ = [
     "Recipe",
     "Reuse",
     "Stream",
+    "accumulator",
     "cast",
     "convert",
     "format",

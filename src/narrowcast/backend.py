@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from narrowcast.accumulate import FP32, TIMES
 from narrowcast.errors import InputError, nearest
 from narrowcast.ops import Gemm
 
@@ -47,6 +48,8 @@ def choose(backend: str, gemm: Gemm, device: torch.device, what: str) -> Choice:
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}{nearest(backend, BACKENDS)}")
     emulated = "float32 matmul of decoded operands"
+    if gemm.accumulator != FP32 or gemm.product != TIMES:
+        emulated = f"{gemm.product} of decoded operands, accumulated by {gemm.accumulator}"
     if backend == "emulate":
         return Choice("emulate", emulated, "asked for")
     reason = capability(device)

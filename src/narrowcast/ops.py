@@ -10,6 +10,7 @@ from math import lcm
 import torch.nn.functional as F
 from torch import Tensor
 
+from narrowcast.accumulate import FP32, TIMES, Accumulator, Operand, Product, codes_of
 from narrowcast.errors import InputError
 from narrowcast.formats import Format, Stream
 from narrowcast.quantize import Cast
@@ -39,20 +40,25 @@ REUSE = Reuse()
 
 @dataclass(frozen=True)
 class Gemm:
-    """A product of two casts: ``a [M, K] @ b [N, K].T``, accumulated in float32.
+    """A product of two casts: ``a [M, K] @ b [N, K].T``.
 
     Attributes:
         a, b: how each operand is narrowed, from the wide source or by `Reuse`.
         transform: change of basis on the contraction axis of both operands; it cancels in the product.
         out: format that the product is rounded to, or None for float32.
+        accumulator: how products are summed along K.
+        product: what multiplies.
     """
 
     a: Cast | Reuse
     b: Cast | Reuse
     transform: Hadamard | None = None
     out: Format | None = None
+    accumulator: Accumulator = FP32
+    product: Product = TIMES
 
     def __post_init__(self) -> None:
+        self.accumulator.accept(self.product)
         if self.transform and (isinstance(self.a, Reuse) or isinstance(self.b, Reuse)):
             raise InputError("a gemm with a shared transform needs both operands from their wide sources, not reused")
 
@@ -89,7 +95,11 @@ def contraction_source(gemm: Gemm, x: Tensor, stream: Stream | None, what: str) 
     return gemm.transform.forward(x, stream) if gemm.transform else x
 
 
-def matmul(a: Tensor, b: Tensor, gemm: Gemm) -> Tensor:
-    """Multiply prepared operands ``a [M, K]`` and ``b [N, K]``: float32 products and sums, rounded to ``out``."""
-    product = a @ b.mT.to(a.dtype)
-    return gemm.out.round(product) if gemm.out is not None else product
+def matmul(a: Operand, b: Operand, gemm: Gemm) -> Tensor:
+    """Multiply prepared operands ``a [..., M, K]`` and ``b [..., N, K]`` and round the sums once, to ``out``.
+
+    Float32 (float64 stays float64 where nothing is narrow). Operands are tensors, or `Codes` where the accumulator
+    works on codes; a tensor then stands for codes without scales.
+    """
+    total = gemm.accumulator.matmul(a, b, gemm.product)
+    return gemm.out.round(total) if gemm.out is not None else total.to(codes_of(a).values.dtype)

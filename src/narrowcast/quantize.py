@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from narrowcast.accumulate import Codes
 from narrowcast.errors import InputError, nearest
-from narrowcast.formats import NEAREST_EVEN, Format, Rounding, Stream, find, format, known_names, pack, unpack
+from narrowcast.formats import NEAREST_EVEN, Format, Integer, Rounding, Stream, find, format, known_names, pack, unpack
 from narrowcast.formats import rounding as rounding_of
 from narrowcast.formats.format import float32_of
 from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, scale_rule, tile
@@ -94,6 +95,25 @@ class Cast:
             values = self.format.round(blocks * scale.into, self.rounding, self._draws(source, blocks, stream))
             values = scale.apply(values)
         return self._finish(values.view(source.shape), x.shape, stream)
+
+    def split(
+        self, x: Tensor, stream: Stream | None = None, history: Tensor | None = None, what: str = "tensor"
+    ) -> Codes:
+        """Return what ``x`` becomes before its scales are put back, for accumulators that work on codes.
+
+        Arguments as for `apply`. The codes of integer formats are counted in steps. Raises InputError where the cast's
+        own transform would have to be undone before the product.
+        """
+        if self.transform is not None:
+            raise InputError(f"cast {self}: its transform is undone before a product of codes; give it to the gemm")
+        source = self._source(x, stream, what)
+        blocks, inside = self.tile.blocks(source)
+        scale = self._scale(blocks, inside, history)
+        values = self.format.round(blocks * scale.into, self.rounding, self._draws(source, blocks, stream))
+        spread = scale.apply(torch.ones_like(blocks))
+        step = self.format.smallest if isinstance(self.format, Integer) else 1.0
+        values, spread = (values / step).view(source.shape), (spread * step).view(source.shape)
+        return Codes(values.detach(), spread.detach(), self.format.smallest_normal / step)
 
     def quantize(
         self, x: Tensor, stream: Stream | None = None, history: Tensor | None = None, what: str = "tensor"

@@ -3,10 +3,11 @@
 import dataclasses
 import itertools
 import random
+from fractions import Fraction
 
 import pytest
 import torch
-from tests.references import ladder_of, round_minifloat
+from tests.references import goes_up, ladder_of, last_code, leaves_range, minifloat_magnitude, round_minifloat
 from tests.witnesses import first_difference
 
 from narrowcast.errors import InputError
@@ -187,6 +188,26 @@ def test_float64_near_ties_against_exact_arithmetic(fmt):
         expected = torch.tensor(expected, dtype=torch.float64)
         kept = ~expected.isnan() if fmt.nan_code is None else torch.ones_like(x, dtype=torch.bool)
         assert not first_difference(decoded[kept], expected[kept], x[kept]), mode
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fmt", [format_("float32"), Minifloat("e8m22", 8, 22, 127, saturate=False)], ids=str)
+def test_the_widest_formats_are_rounded_once_from_float64(fmt, mode):
+    """float32 itself leaves float32 no spare bit to remember what was cut off."""
+    last = last_code(fmt)
+    codes = [0, 1, 2, 2**fmt.mantissa - 1, 2**fmt.mantissa, last - 1, last, *random.Random(0).sample(range(last), 200)]
+    cases = []
+    for code in codes:
+        low, high = (minifloat_magnitude(fmt, c) for c in (code, code + 1))
+        for part in (Fraction(0), Fraction(1, 2), Fraction(1, 2) + Fraction(1, 2**25), Fraction(3, 2**26)):
+            for negative in (False, True):
+                up = part > 0 and goes_up(mode, code % 2 == 1, part, negative)
+                beyond = torch.inf if leaves_range(mode, negative) else float(low)
+                expected = beyond if up and code == last else float(high if up else low)
+                cases.append([(-1.0) ** negative * float(v) for v in (low + part * (high - low), expected)])
+    x, expected = torch.tensor(cases, dtype=torch.float64).T
+    assert not first_difference(fmt.round(x, rounding(mode)), expected, x)
+    assert not first_difference(fmt.decode(fmt.encode(x, rounding(mode))), expected, x)
 
 
 def test_a_format_without_subnormals_never_writes_an_unused_code():

@@ -160,6 +160,28 @@ def float32_of(x: Tensor) -> Tensor:
     return (kept | (bits & FLOAT32_SIGN)).view(torch.float32)
 
 
+def float32_once(x: Tensor, mantissa: int, rounding: Rounding, random: Tensor | None) -> Tensor:
+    """Return ``x`` as float32, ready to be rounded to ``mantissa`` bits as if from its own precision.
+
+    That is `float32_of`, except for float64 and formats of 22 or 23 bits, which leave its last bit no room: they are
+    rounded here. The float64's own bits are the fixed point, below float32's normals a count of the smallest step.
+    """
+    if x.dtype != torch.float64 or mantissa < FLOAT32_MANTISSA - 1:
+        return float32_of(x)
+    shift = 52 - mantissa
+    magnitude = x.view(torch.int64) & 0x7FFFFFFFFFFFFFFF
+    sign = (x.view(torch.int64) >> 63).int()
+    normal = (magnitude - ((1023 - FLOAT32_BIAS) << 52)).clamp_max_(0xFF << 52)
+    steps = x.abs().clamp_max_(1.0).mul_(2.0 ** (FLOAT32_BIAS - 1 + mantissa + shift)).nan_to_num_(0.0)
+    low = steps.long()
+    low |= ((low.double() != steps) & rounding.sticky).long()
+    code = rounding(torch.where(normal < 1 << 52, low, normal), shift, sign, random)
+    beyond = 0xFF << mantissa
+    stays = (code >= beyond) & ~rounding.leaves(sign) & ~x.isinf()
+    code = torch.where(stays, beyond - 1, code).int() << (FLOAT32_MANTISSA - mantissa)
+    return torch.where(x.isnan(), float("nan"), (code | (sign & FLOAT32_SIGN)).view(torch.float32))
+
+
 def add_and_subtract(x: Tensor, anchor: Tensor | float) -> Tensor:
     """Round ``x`` in place to nearest even on a power-of-two step, by letting the float32 adder do it.
 

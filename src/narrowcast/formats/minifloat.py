@@ -24,7 +24,7 @@ from narrowcast.formats.format import (
     Format,
     Layout,
     add_and_subtract,
-    float32_of,
+    float32_once,
     to_fixed_point,
 )
 from narrowcast.formats.pieces import by_pieces
@@ -195,7 +195,8 @@ class Minifloat(Format):
 
     def encode(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the codes of ``x``; see `Format.encode`."""
-        return by_pieces(lambda piece, draws: self._encode(piece, rounding, draws), float32_of(x), random)
+        x = float32_once(x, self.mantissa, rounding, random)
+        return by_pieces(lambda piece, draws: self._encode(piece, rounding, draws), x, random)
 
     def _encode(self, x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
         bits = x.view(torch.int32)
@@ -298,7 +299,7 @@ class Minifloat(Format):
 
     def round(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the float32 values that ``x`` becomes; NaN stays NaN even where the format has none."""
-        x = float32_of(x)
+        x = float32_once(x, self.mantissa, rounding, random)
         if rounding is NEAREST_EVEN and (dtype := self._torch_dtype) is not None and not torch.compiler.is_compiling():
             return x.to(dtype).to(torch.float32, copy=True)
         return by_pieces(lambda piece, draws: self._round(piece, rounding, draws), x, random)

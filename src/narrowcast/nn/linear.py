@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from narrowcast.accumulate import Codes, tensor_of
 from narrowcast.formats import Stream
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.ops import Gemm, Reuse, contraction_source, matmul
@@ -54,17 +55,23 @@ class _Context:
             return None
         return Stream(self.seed, self.key << 4 | number, self.step)
 
-    def cast(self, gemm: Gemm, label: str, operand: Cast, x: Tensor, shared: int) -> tuple[Tensor, Tensor]:
-        """Return (source after padding and rotation, result of the cast) for operand ``label``."""
+    def cast(self, gemm: Gemm, label: str, operand: Cast, x: Tensor, shared: int) -> tuple[Tensor, Tensor | Codes]:
+        """Return (source after padding and rotation, result of the cast) for operand ``label``.
+
+        The result is `Codes` where the gemm's accumulator works on them.
+        """
         number = OPERANDS.index(label)
         what = f"layer {self.site!r}, operand {label}"
         source = contraction_source(gemm, x, self.stream(_SIGNS + shared), what)
         history = None
         if operand.scale.delayed is not None and self.history is not None:
             history = self.history[number, : operand.scale.delayed.length + 1]
-        return source, operand.apply(source, self.stream(number), history, what)
+        narrow = operand.split if gemm.accumulator.on_codes else operand.apply
+        return source, narrow(source, self.stream(number), history, what)
 
-    def operand(self, spec: LinearSpec, label: str, wide: Tensor, first: Tensor | None) -> tuple[Tensor, Tensor]:
+    def operand(
+        self, spec: LinearSpec, label: str, wide: Tensor, first: Tensor | None
+    ) -> tuple[Tensor, Tensor | Codes]:
         """Return (source, result) of operand ``label``, from ``wide`` or, where it reuses, from ``first``."""
         position = OPERANDS.index(label) // 2
         gemm = (spec.fwd, spec.dgrad, spec.wgrad)[position]
@@ -83,8 +90,8 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, context: _Context, spec: LinearSpec) -> Tensor:
         xq = context.operand(spec, "fwd.x", x, None)[1]
         wq = context.operand(spec, "fwd.w", w, None)[1]
-        kept_x = xq[:, : x.shape[1]] if isinstance(spec.operand("wgrad.x"), Reuse) else x
-        kept_w = wq[:, : w.shape[1]] if isinstance(spec.operand("dgrad.w"), Reuse) else w
+        kept_x = tensor_of(xq)[:, : x.shape[1]] if isinstance(spec.operand("wgrad.x"), Reuse) else x
+        kept_w = tensor_of(wq)[:, : w.shape[1]] if isinstance(spec.operand("dgrad.w"), Reuse) else w
         step = context.step.clone() if context.step is not None else None
         ctx.save_for_backward(kept_x, kept_w, *([step] if step is not None else []))
         ctx.context, ctx.spec = context, spec
@@ -103,7 +110,7 @@ class _Linear(torch.autograd.Function):
             assert gq is not None
             dx = matmul(gq, context.operand(spec, "dgrad.w", w.mT, w.mT)[1], spec.dgrad)
         if ctx.needs_input_grad[1]:
-            first = gq[:, : g.shape[1]].mT if gq is not None else None
+            first = tensor_of(gq)[:, : g.shape[1]].mT if gq is not None and reuses_g else None
             a = context.operand(spec, "wgrad.g", g.mT, first)[1]
             dw = matmul(a, context.operand(spec, "wgrad.x", x.mT, x.mT)[1], spec.wgrad)
         if live.step is not None:
@@ -178,7 +185,8 @@ def _operands(context: _Context, spec: LinearSpec, x: Tensor, w: Tensor, g: Tens
     first: dict[str, Tensor] = {}
     for label in OPERANDS:
         tensor, source = label[-1], wide[label]
-        result_of, result = context.operand(spec, label, source, first.get(tensor))
+        result_of, narrow = context.operand(spec, label, source, first.get(tensor))
+        result = tensor_of(narrow)
         reused = isinstance(spec.operand(label), Reuse)
         first.setdefault(tensor, result[:, : source.shape[1]].mT)
         yield label, Operand(source if reused else result_of, spec.cast(label), result, reused)

@@ -30,6 +30,12 @@ class LinearSpec:
         for gemm, tensor in (("fwd", "w"), ("dgrad", "g")):
             if getattr(self, gemm).transform and isinstance(self._later(tensor), Reuse):
                 raise InputError(f"operand {tensor} of {gemm} is rotated, so its codes cannot be reused elsewhere")
+        reused = [label for label in OPERANDS if isinstance(self.operand(label), Reuse)]
+        if reused and any(gemm.accumulator.on_codes for gemm in (self.fwd, self.dgrad, self.wgrad)):
+            raise InputError(
+                f"operand {reused[0]} reuses decoded values, but an accumulator of this layer works on codes; cast it "
+                "from its wide source instead"
+            )
         if self.fwd.transform and isinstance(self.operand("wgrad.x"), Reuse):
             raise InputError("operand x of fwd is rotated, so its codes cannot be reused elsewhere")
 
