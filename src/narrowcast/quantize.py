@@ -220,6 +220,12 @@ class Settled:
         into, back = self.factors()
         return self.round(x, into, back)
 
+    def apply_to(self, x: Tensor) -> Tensor:
+        """Return what ``x`` of any shape becomes under the one settled scale of a ``tensor`` tile."""
+        if not self.cast.tile.is_tensor:
+            raise InputError(f"cast {self.cast}: only one scale per tensor fits a tensor of another shape")
+        return self.round(x, self.scale.into.reshape(()), tuple(factor.reshape(()) for factor in self.scale.back))
+
     def round(self, x: Tensor, into: Tensor, back: tuple[Tensor, ...]) -> Tensor:
         """Return what values become under the matching slices of `factors`: any columns, any rows."""
         values = self.cast.format.round(float32_of(x) * into, self.cast.rounding)
@@ -284,6 +290,19 @@ class QTensor:
             blocks.mul_(factor)
         values = self.cast._finish(values, self.shape, self.stream)
         return values.to(self.dtype).movedim(-1, self.axis) if self.shape else values.to(self.dtype)
+
+    def rows(self, start: int, stop: int) -> "QTensor":
+        """Return rows ``start`` to ``stop`` of a matrix; the scale of the whole tensor stays shared.
+
+        Raises InputError where a tile would be cut.
+        """
+        height = self.cast.tile.rows
+        if len(self.shape) != 2 or start % max(height, 1) or (stop % max(height, 1) and stop != self.shape[0]):
+            raise InputError(f"{self}: rows {start} to {stop} cut a tile of {self.cast.tile}")
+        last = stop if stop < self.shape[0] else self.padded[0]
+        scales = self.scales if height == 0 else self.scales[start // height : -(-last // height)]
+        shape, padded = (stop - start, self.shape[1]), (last - start, self.padded[1])
+        return replace(self, codes=self.codes[start:last], scales=scales, shape=shape, padded=padded)
 
     @property
     def nbytes(self) -> int:

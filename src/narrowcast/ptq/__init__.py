@@ -2,11 +2,12 @@
 
 from narrowcast.ptq.balance import awq, smooth
 from narrowcast.ptq.gptq import Solution, Solver, gptq, output_error
-from narrowcast.ptq.search import AbsMax, LeastError, Percentile, Search
+from narrowcast.ptq.search import AbsMax, LeastError, LeastOutputError, Percentile, Search
 
 __all__ = [
     "AbsMax",
     "LeastError",
+    "LeastOutputError",
     "Percentile",
     "Search",
     "Solution",

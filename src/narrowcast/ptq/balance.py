@@ -47,7 +47,8 @@ def awq(
         x_mean: mean magnitude of each input channel, ``[K]``.
         hessian: ``x^T x``, ``[K, K]``.
         weights: the matrices that share this input, each ``[N, K]``.
-        cast, search: how the weights will be quantized.
+        cast: how the weights will be quantized.
+        search: how their scales are found meanwhile; the whole maximum by default, as AWQ clips only afterwards.
         steps: exponents tried: 0, 1/steps, ..., (steps-1)/steps.
     """
     _check(x_mean, weights)
@@ -69,7 +70,8 @@ def _normalised(s: Tensor) -> Tensor:
 
 def _damage(w: Tensor, factors: Tensor, hessian: Tensor, cast: Cast, search: Search) -> float:
     scaled = w * factors
-    d = search.settle(scaled, cast).apply(scaled) / factors - w
+    balanced = hessian / (factors[:, None] * factors)
+    d = search.settle(scaled, cast, balanced).apply(scaled) / factors - w
     return float(((d @ hessian) * d).sum())
 
 

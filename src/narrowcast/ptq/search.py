@@ -20,25 +20,26 @@ class Search(ABC):
     """Finds the share of each tile's maximum to scale by."""
 
     @abstractmethod
-    def ratio(self, x: Tensor, cast: Cast, importance: Tensor | None = None) -> Tensor | None:
+    def ratio(self, x: Tensor, cast: Cast, hessian: Tensor | None = None) -> Tensor | None:
         """Return one ratio per tile (of `Settled.tiles`), or None for 1.
 
         Args:
             x: weights ``[N, K]``, float32, already transformed.
             cast: a cast without transform.
-            importance: how much an error in each column matters, ``[K]``, or None for all alike.
+            hessian: ``x^T x`` of the calibration rows ``[K, K]``, which says how much an error in each column matters;
+                or None for all alike.
         """
 
-    def settle(self, x: Tensor, cast: Cast, importance: Tensor | None = None, what: str = "weight") -> Settled:
+    def settle(self, x: Tensor, cast: Cast, hessian: Tensor | None = None, what: str = "weight") -> Settled:
         """Return ``cast`` with its scales settled for ``x`` at the ratios found."""
-        return cast.settle(x, self.ratio(x, cast, importance), what)
+        return cast.settle(x, self.ratio(x, cast, hessian), what)
 
 
 @dataclass(frozen=True)
 class AbsMax(Search):
     """The whole maximum: nothing is clipped beyond what the scale's own rounding clips."""
 
-    def ratio(self, x: Tensor, cast: Cast, importance: Tensor | None = None) -> Tensor | None:
+    def ratio(self, x: Tensor, cast: Cast, hessian: Tensor | None = None) -> Tensor | None:
         """Return None: 1 for every tile."""
         return None
 
@@ -56,7 +57,7 @@ class Percentile(Search):
         if not 0 < self.share <= 100:
             raise InputError(f"percentile {self.share}: expected more than 0 and at most 100")
 
-    def ratio(self, x: Tensor, cast: Cast, importance: Tensor | None = None) -> Tensor | None:
+    def ratio(self, x: Tensor, cast: Cast, hessian: Tensor | None = None) -> Tensor | None:
         """Return percentile / maximum, 1 for tiles of zeros."""
         blocks, inside = cast.tile.blocks(cast.tile.padded(x).abs())
         axes = sorted(a % blocks.dim() for a in inside)
@@ -73,31 +74,24 @@ class Percentile(Search):
         return f"percentile{self.share:g}"
 
 
-@dataclass(frozen=True)
-class LeastError(Search):
-    """The ratio with the least sum of ``|x - cast(x)| ** power`` over the tile.
+class _Grid(Search):
+    """Tries ratios from 1 downwards and keeps, for every tile, the one with the least error; the largest of equals."""
 
-    Attributes:
-        power: 2 for the mean square; 2.4 is MR-GPTQ's and llm-compressor's.
-        steps: ratios tried.
-        smallest: the last of them; the first is 1.
-    """
+    steps: int
+    smallest: float
 
-    power: float = 2.4
-    steps: int = 100
-    smallest: float = 0.2
+    @abstractmethod
+    def error(self, d: Tensor, cast: Cast, hessian: Tensor | None) -> Tensor:
+        """Return the error of each tile, shaped as `Settled.tiles`, from the differences ``d`` ``[N, K]``."""
 
-    def __post_init__(self) -> None:
-        if not (self.power > 0 and self.steps >= 1 and 0 < self.smallest <= 1):
-            raise InputError("scale search: expected power > 0, at least one step, and 0 < smallest <= 1")
-
-    def ratio(self, x: Tensor, cast: Cast, importance: Tensor | None = None) -> Tensor | None:
-        """Return the best of the tried ratios for every tile; the largest of equals."""
+    def ratio(self, x: Tensor, cast: Cast, hessian: Tensor | None = None) -> Tensor | None:
+        """Return the best of the tried ratios for every tile."""
         best: Tensor | None = None
         least: Tensor | None = None
         for step in range(self.steps):
             ratio = 1 - step * (1 - self.smallest) / self.steps
-            error = self._error(x, cast.settle(x, x.new_tensor(ratio)), importance)
+            d = cast.settle(x, x.new_tensor(ratio)).apply(x) - x
+            error = self.error(d, cast, hessian)
             if best is None or least is None:
                 best, least = torch.full_like(error, ratio), error
                 continue
@@ -105,12 +99,72 @@ class LeastError(Search):
             best, least = torch.where(better, ratio, best), torch.where(better, error, least)
         return best
 
-    def _error(self, x: Tensor, settled: Settled, importance: Tensor | None) -> Tensor:
-        error = (settled.apply(x) - x).abs_().pow_(self.power)
-        if importance is not None:
-            error *= importance
-        blocks, inside = settled.cast.tile.blocks(settled.cast.tile.padded(error))
+
+@dataclass(frozen=True)
+class LeastError(_Grid):
+    """The ratio with the least sum of ``h * |x - cast(x)| ** power`` over the tile, h = diag(H) where there is one.
+
+    Attributes:
+        power: 2 for the mean square; 2.4 is MR-GPTQ's and llm-compressor's.
+        steps: ratios tried.
+        smallest: where they end; the first is 1.
+    """
+
+    power: float = 2.4
+    steps: int = 100
+    smallest: float = 0.2
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.smallest)
+        if not self.power > 0:
+            raise InputError(f"scale search: expected power > 0, found {self.power}")
+
+    def error(self, d: Tensor, cast: Cast, hessian: Tensor | None) -> Tensor:
+        """Return the tiles' weighted sums of powers."""
+        error = d.abs_().pow_(self.power)
+        if hessian is not None:
+            error *= hessian.diagonal()
+        blocks, inside = cast.tile.blocks(cast.tile.padded(error))
         return blocks.sum(inside, keepdim=True)
 
     def __str__(self) -> str:
         return "mse" if self.power == 2 else f"norm{self.power:g}"
+
+
+@dataclass(frozen=True)
+class LeastOutputError(_Grid):
+    """The ratio with the least squared error of the outputs that the tile alone causes, ``d H d^T`` within the tile.
+
+    AWQ's clipping (Lin et al. 2023), with H for its sampled inputs. Tiles of one row, ``1xN``.
+    """
+
+    steps: int = 20
+    smallest: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.smallest)
+
+    def error(self, d: Tensor, cast: Cast, hessian: Tensor | None) -> Tensor:
+        """Return the tiles' quadratic forms; plain squares where there is no H."""
+        if cast.tile.rows != 1:
+            raise InputError(f"scale search: the error of outputs is defined for tiles of one row, found {cast.tile}")
+        d = cast.tile.padded(d)
+        blocks, _ = cast.tile.blocks(d)
+        if hessian is None:
+            return blocks.square().sum(-1, keepdim=True)
+        size = blocks.shape[-1]
+        short = d.shape[1] - hessian.shape[0]
+        h = torch.nn.functional.pad(hessian, (0, short, 0, short))
+        count = d.shape[1] // size
+        h = h.view(count, size, count, size).diagonal(dim1=0, dim2=2).movedim(-1, 0)  # [tiles of a row, size, size]
+        moved = torch.einsum("ngk,gkl->ngl", blocks.view(len(d), count, size), h)
+        error = (moved * blocks.view(len(d), count, size)).sum(-1, keepdim=True)
+        return error if blocks.dim() == 3 else error[:, 0]
+
+    def __str__(self) -> str:
+        return "output-mse"
+
+
+def _check(steps: int, smallest: float) -> None:
+    if not (steps >= 1 and 0 < smallest <= 1):
+        raise InputError(f"scale search: expected steps >= 1 and 0 < smallest <= 1, found {steps} and {smallest}")

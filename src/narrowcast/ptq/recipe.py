@@ -1,0 +1,82 @@
+"""A post-training recipe: what each linear layer becomes at inference, and how its weights get there. Data only."""
+
+from dataclasses import dataclass, field
+
+from narrowcast.errors import InputError
+from narrowcast.nn.convert import KEEP_WIDE
+from narrowcast.ptq.gptq import Solver
+from narrowcast.ptq.search import AbsMax, Search
+from narrowcast.quantize import Cast
+from narrowcast.transforms import Hadamard
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The precision of a linear layer at inference.
+
+    Attributes:
+        weight: cast of the weight, along the contraction axis.
+        activation: cast of the input, made anew for each input; or None to leave it wide.
+        transform: rotation of the contraction axis of both, so that it cancels; or None. Weights are rotated once.
+        static: the input's scale comes from the calibration and stays (a cast with one scale per tensor).
+    """
+
+    weight: Cast
+    activation: Cast | None = None
+    transform: Hadamard | None = None
+    static: bool = False
+
+    def __post_init__(self) -> None:
+        for cast in (self.weight, self.activation):
+            if cast is not None and cast.transform is not None:
+                raise InputError(f"scheme: cast {cast} has a transform of its own; give it as the scheme's transform")
+        if self.transform is not None and self.transform.signs == "fresh":
+            raise InputError("scheme: a rotation of stored weights cannot draw fresh signs; use none or fixed")
+        if self.static and (self.activation is None or not self.activation.tile.is_tensor):
+            raise InputError("scheme: a static scale is one per tensor; expected an activation cast with tile 'tensor'")
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """SmoothQuant: give the weights a share ``alpha`` of the activations' difficulty."""
+
+    alpha: float = 0.5
+
+
+@dataclass(frozen=True)
+class Awq:
+    """AWQ: scale up the weights of channels that are often large, by the best of ``steps`` exponents."""
+
+    steps: int = 20
+
+
+@dataclass(frozen=True)
+class PtqRecipe:
+    """How a trained model is quantized.
+
+    Attributes:
+        name: as in `ptq.recipe(name)`.
+        summary: one line.
+        paper: where it comes from.
+        scheme: what a linear layer becomes.
+        search: how a weight's scales are found.
+        balance: factors moved between activations and weights before, or None.
+        solver: GPTQ's settings, or None to round to nearest.
+        kv: cast of the cached keys and values, or None.
+        keep_wide: glob patterns of modules that stay wide.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    scheme: Scheme
+    search: Search = field(default_factory=AbsMax)
+    balance: Smooth | Awq | None = None
+    solver: Solver | None = None
+    kv: Cast | None = None
+    keep_wide: tuple[str, ...] = KEEP_WIDE
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the recipe looks at activations at all."""
+        return self.balance is not None or self.solver is not None or self.scheme.static
