@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from narrowcast.analysis.sites import sqnr_db
+from narrowcast.analysis.loss import sqnr_db
 from narrowcast.errors import InputError
 from narrowcast.ptq.balance import awq, smooth
 from narrowcast.ptq.gptq import gptq, output_error
