@@ -1,11 +1,20 @@
 """`narrowcast formats`, as a user and as a program sees it."""
 
 import json
+import math
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import narrowcast as nc
 from narrowcast.cli import run
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages go to runs/formats of the working folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 def shown(capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -49,7 +58,7 @@ def test_an_asymmetric_format_prints_both_sides(capsys: pytest.CaptureFixture[st
 
 
 def test_several_are_compared_best_first(capsys: pytest.CaptureFixture[str]) -> None:
-    tail = shown(capsys, "mxfp4", "e4m3fn", "nvfp4").splitlines()[-3:]
+    tail = shown(capsys, "mxfp4", "e4m3fn", "nvfp4").splitlines()[-4:-1]
     assert [line.split()[0] for line in tail] == ["e4m3fn", "nvfp4", "mxfp4"]
 
 
@@ -57,3 +66,40 @@ def test_an_alias_and_a_spelling_are_understood(capsys: pytest.CaptureFixture[st
     alias, spelled = as_json(capsys, "bf16", "e2m1fn/1x32/e8m0/stochastic")["formats"]
     assert alias["name"] == "bfloat16"
     assert spelled["spelling"] == "e2m1fn/1x32/e8m0/stochastic"
+
+
+def test_sqnr_is_told_by_distribution_and_tile(capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = as_json(capsys, "mxfp4")["formats"]
+    assert list(row["sqnr_db"]) == ["normal", "laplace", "student5"]
+    assert list(row["sqnr_db"]["normal"]) == ["as given", "tensor", "row", "1x128", "1x64", "1x32", "1x16"]
+    assert row["sqnr_db"]["normal"]["as given"] == row["sqnr_db"]["normal"]["1x32"] == row["error"]["sqnr_db"]
+    assert row["reach"] == {"magnitudes": 7, "binades": math.log2(12), "decibels": 20 * math.log10(12), "finest": 0.25}
+
+
+def test_an_alias_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [row["name"] for row in as_json(capsys, "bf16", "bfloat16")["formats"]] == ["bfloat16"]
+
+
+def test_a_file_is_judged_and_a_page_written(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    save_file({"a.weight": torch.randn(8, 64), "a.bias": torch.ones(8)}, "m.safetensors")
+    found = as_json(capsys, "mxint8", "e4m3fn", "--against", "m.safetensors")["against"]
+    assert found["passed_over"] == [["a.bias", "1 axis: a bias or a norm, no matrix"]]
+    assert found["compared"] == {"mxint8": "as given", "e4m3fn": "row"}
+    assert found["pooled"]["mxint8"]["1x32"] == found["tensors"][0]["sqnr_db"]["mxint8"]["as given"]
+    assert not (tmp_path / "runs").exists()  # --json writes no page unless told where
+    text = shown(capsys, "mxint8", "--against", "m.safetensors", "--out", "pages")
+    assert "1 matrices, 1 other tensors passed over" in text and "page: pages/formats.html" in text
+    assert "On m.safetensors" in (tmp_path / "pages/formats.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--against", "x"], "need formats to judge"), (["--out", "x"], "need formats to judge"),
+        (["mxfp4", "--against", "none.safetensors"], "none.safetensors: no such file"), (["mxfp4", "mxfp5"], "nearest: mxfp"),
+    ],
+)  # fmt: skip
+def test_bad_input_writes_nothing(args, message, capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    assert run(["formats", *args]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -61,17 +61,18 @@ def scaled_error(fmt: Format, x: Tensor, scale: float) -> float:
 def format_error(fmt: Format, distribution: Distribution = NORMAL, count: int = QUANTILES) -> FormatError:
     """Return the least error of ``fmt`` over one fixed scale; unsigned formats are judged on the absolute values.
 
-    The scale is searched where the largest value meets something between 1/4 and 32, and, for formats that are finest
-    around 1 (posits, HiF8), between 1/4 and 4: rounds of 64 trials on a logarithmic grid, each around the best of the
-    round before, so the winner is within 0.1 % of a local optimum. Where a scale of 1 is as good to within 5 %,
-    0.2 dB (a format with range to spare), it is 1.
+    The scale is searched where the largest value meets something between 1/4 and 32, and, where a scale of 1 does as
+    well and yet differs (posits and HiF8 are finest around 1), between 1/4 and 4: rounds of 64 trials on a logarithmic
+    grid, each around the best of the round before, so the winner is within 0.1 % of a local optimum. Where a scale of 1
+    is as good to within 5 %, 0.2 dB (a format with range to spare), it is 1.
     """
     x = distribution.quantiles(count)
     if not is_signed(fmt):
         x = x[count // 2 :]
     plain = scaled_error(fmt, x, 1.0)
-    windows = [(math.log2(0.25 / fmt.max), math.log2(32.0 / fmt.max)), (-2.0, 2.0)]
-    best = min(_search(fmt, x, low, high) for low, high in windows)
+    best = _search(fmt, x, math.log2(0.25 / fmt.max), math.log2(32.0 / fmt.max))
+    if plain < 0.8 * best[0] or 1.05 * best[0] < plain < 4 * best[0]:
+        best = min(best, _search(fmt, x, -2.0, 2.0))
     return FormatError(plain, 1.0) if plain <= 1.05 * best[0] else FormatError(*best)
 
 

@@ -65,7 +65,8 @@ def against(
     """Judge ``casts`` (by the name they are shown under) on ``tensors`` and return plain JSON values.
 
     ``tensors``: one row per matrix with shape, quartiles of the crest factor in blocks of 32, and per cast the SQNR in
-    dB at each tile; ``pooled``: per cast the SQNR at each tile over all; ``passed_over``: name and reason.
+    dB at each tile; ``pooled``: per cast the SQNR at each tile over all; ``compared``: per cast the tile to compare it
+    at; ``passed_over``: name and reason.
     ``note`` is called with each tensor's name.
     Raises InputError naming the tensors that hold NaN or infinities, and where there is no matrix at all.
     """
@@ -87,7 +88,13 @@ def against(
     if not rows:
         raise InputError(f"no matrix among {len(passed_over)} tensors: nothing to judge the formats on")
     pooled = {cast: {size: decibels(*sums) for size, sums in at.items()} for cast, at in totals.items()}
-    return {"tensors": rows, "pooled": pooled, "passed_over": passed_over}
+    compared = {name: column(cast) for name, cast in casts.items()}
+    return {"tensors": rows, "pooled": pooled, "compared": compared, "passed_over": passed_over}
+
+
+def column(cast: Cast) -> str:
+    """Return at which tile ``cast`` is best compared: its own; a bare format that a scale helps, under one per row."""
+    return AS_GIVEN if at_tile(cast, cast.tile) == cast else "row"
 
 
 def _why(tensor: Tensor) -> str:

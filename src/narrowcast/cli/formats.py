@@ -1,115 +1,82 @@
-"""``narrowcast formats``: list, show and compare number formats."""
+"""``narrowcast formats``: list, show and compare number formats, on a page and in the terminal."""
 
-import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from narrowcast.analysis.describe import SHAPE, catalogue, describe, presets
-from narrowcast.cli.common import JsonFlag, SeedOption, console, emit
+from narrowcast.analysis.curves import crossings, curves, usual_crests
+from narrowcast.analysis.describe import catalogue, describe, presets
+from narrowcast.analysis.tensors import against as judged_on
+from narrowcast.cli.common import JsonFlag, SeedOption, console, emit, progress
+from narrowcast.cli.formats_text import show_against, show_all, show_some
+from narrowcast.errors import InputError
+from narrowcast.io import open_tensors, write_atomic
+from narrowcast.quantize import cast as cast_of
+from narrowcast.report.formats import formats_page
 
-_FIELDS = ("sign", "exponent", "mantissa")
+_PAGES = Path("runs/formats")
 
 
 def formats(
     names: Annotated[
         list[str] | None, typer.Argument(help="Formats, presets or cast spellings; none lists all.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="A safetensors file: judge them on its matrices too.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help=f"Folder for formats.html [{_PAGES}].")] = None,
     seed: SeedOption = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """List number formats, or show some: value table, range, and error on N(0,1) at the best scale.
+    """List number formats; or show some: values, range, and what they lose at each tile size, as text and as a page.
 
-    Example: narrowcast formats e2m1fn mxfp4 nvfp4
+    The page, formats.html, also draws every value, the spacing and the law of the crest factor. With `--json` it is
+    written only where `--out` says so.
+
+    Example: narrowcast formats e4m3fn int8 mxfp4 nvfp4 --against model.safetensors
     """
     if not names:
-        emit({"formats": catalogue(), "presets": presets()}, as_json, _show_all)
+        if against is not None or out is not None:
+            raise InputError("--against and --out need formats to judge: name some, e.g. e4m3fn mxfp4")
+        emit({"formats": catalogue(), "presets": presets()}, as_json, lambda: show_all(catalogue(), presets()))
         return
-    found = [describe(name, seed) for name in names]
-    emit({"formats": found}, as_json, lambda: _show_some(found))
+    payload = _measure(names, against, seed, draw=(folder := out or (None if as_json else _PAGES)) is not None)
+    page = None if folder is None else folder / "formats.html"
+    if page is not None:
+        write_atomic(page, formats_page(payload).encode())
+    for row in payload["formats"]:
+        row.pop("spacing", None), row.pop("crest", None)
+    emit({"formats": payload["formats"], "against": payload["against"]}, as_json, lambda: _show(payload, page))
 
 
-def number(x: float) -> str:
-    """Return ``x`` in at most six digits: ``448``, ``0.015625``, ``5.96046e-08``."""
-    return f"{x:.6g}"
+def _measure(names: list[str], file: Path | None, seed: int, draw: bool) -> dict[str, Any]:
+    """Return the data of the page; without the curves unless they are to be drawn."""
+    casts = {name: cast_of(name) for name in names}  # all names are checked before anything is measured
+    tensors = open_tensors(file) if file else None
+    with progress() as bar:
+        task = bar.add_task("measuring", total=len(casts) + len(tensors or ()), note="")
+
+        def step(note: str) -> None:
+            bar.update(task, advance=1, note=note)
+
+        rows: dict[str, dict[str, Any]] = {}
+        for name in casts:
+            row = describe(name, seed) | (curves(name) if draw else {})
+            rows.setdefault(row["name"], row)  # an alias and its format are shown once
+            step(name)
+        found = None
+        if tensors is not None:
+            named = {row["name"]: cast_of(row["name"]) for row in rows.values()}
+            found = {"name": tensors.path.name, **judged_on(tensors, named, seed, step)}
+    shown = list(rows.values())
+    drawn = {"crests": usual_crests(seed), "crossings": crossings(shown)} if draw else {}
+    return {"formats": shown, "against": found, **drawn}
 
 
-def _show_all() -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("format")
-    for head in ("bits", "s/e/m", "max", "smallest normal", "smallest"):
-        table.add_column(head, justify="right")
-    table.add_column("specials")
-    for row in catalogue():
-        layout = "/".join("-" if row[key] is None else str(row[key]) for key in _FIELDS)
-        range_ = (number(row[key]) for key in ("max", "smallest_normal", "smallest"))
-        table.add_row(row["name"], str(row["bits"]), layout, *range_, row["specials"])
-    console.print(table)
-    console.print("\ns/e/m: bits of sign, exponent and mantissa (or integer), at most; -: no such field\n")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("preset")
-    table.add_column("bits per element", justify="right")
-    table.add_column("spelling")
-    for row in presets():
-        table.add_row(row["name"], f"{row['bits_per_element']:.3f}", row["spelling"])
-    console.print(table)
-
-
-def _show_some(found: list[dict[str, Any]]) -> None:
-    for row in found:
-        _show_one(row)
-    if len(found) > 1:
-        _compare(found)
-
-
-def _show_one(row: dict[str, Any]) -> None:
-    console.print(row["name"], style="bold")
-    if "spelling" in row:
-        console.print(f"  spelling         {row['spelling']}")
-        console.print(f"  bits/element     {row['bits_per_element']:.3f} (a {SHAPE[0]} x {SHAPE[1]} tensor)")
-    layout = ", ".join(f"{row[key]} {key}" for key in _FIELDS if row[key] is not None)
-    layout += f" ({row['note']})" if row["note"] else ""
-    console.print(f"  element          {row['element']}: {row['bits']} bits = {layout}; specials: {row['specials']}")
-    ends = (f"{key.replace('_', ' ')} {number(row[key])}" for key in ("max", "smallest_normal", "smallest"))
-    console.print(f"  range            {', '.join(ends)}")
-    error = row["error"]
-    scale = "its own scales" if error["scale"] is None else f"scale {number(error['scale'])}"
-    quality = f"MSE {error['mse']:.4g}, SQNR {_decibels(error)} dB"
-    console.print(f"  on {error['distribution']:<14}{quality} with {scale}")
-    if "values" in row:
-        console.print(f"  values           {_header(row['values'])}")
-        _show_values(row["values"])
-    console.print()
-
-
-def _decibels(error: dict[str, Any]) -> str:
-    return f"{error['sqnr_db']:.2f}" if math.isfinite(error["sqnr_db"]) else "inf"
-
-
-def _mirrored(values: list[float]) -> bool:
-    return values[0] < 0 and values == [-v for v in reversed(values)]
-
-
-def _header(values: list[float]) -> str:
-    return f"{len(values)} finite" + (", each with either sign" if _mirrored(values) else "")
-
-
-def _show_values(values: list[float]) -> None:
-    """Print values eight to a line: magnitudes alone where both signs have the same."""
-    shown = [v for v in values if v >= 0] if _mirrored(values) else values
-    texts = [number(v) for v in shown]
-    width = max(len(text) for text in texts)
-    for start in range(0, len(texts), 8):
-        console.print("    " + "  ".join(text.rjust(width) for text in texts[start : start + 8]))
-
-
-def _compare(found: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("best first")
-    for head in ("bits/element", "SQNR dB", "MSE"):
-        table.add_column(head, justify="right")
-    for row in sorted(found, key=lambda r: -r["error"]["sqnr_db"]):
-        bits = row.get("bits_per_element", float(row["bits"]))
-        table.add_row(row["name"], f"{bits:.3f}", _decibels(row["error"]), f"{row['error']['mse']:.4g}")
-    console.print(table)
+def _show(payload: dict[str, Any], page: Path | None) -> None:
+    show_some(payload["formats"])
+    if payload["against"] is not None:
+        show_against(payload["against"])
+    if page is not None:
+        console.print(f"page: {page}", soft_wrap=True)

@@ -75,14 +75,20 @@ def data_table(data: dict[str, Any]) -> str:
         for row in data["rows"]
     ]
     title = f"<h3>{escape(data['title'])}</h3>" if data.get("title") else ""
-    return title + table([str(column) for column in data["columns"]], rows, "data")
+    return f"<div>{title}{table([str(column) for column in data['columns']], rows, 'data')}</div>"
+
+
+def _tables(section: Section) -> str:
+    return f'<div class="tables">{"".join(map(data_table, section.tables))}</div>' if section.tables else ""
 
 
 def _section(section: Section, figures: dict[str, Any]) -> str:
     text = "".join(f'<p class="dim">{escape(paragraph)}</p>' for paragraph in section.text)
-    parts = [f"<section><h2>{escape(section.title)}</h2>", text, section.html, *map(data_table, section.tables)]
+    parts = [f"<section><h2>{escape(section.title)}</h2>", text, section.html, _tables(section)]
+    plots = []
     for plot in section.plots:
         name = f"plot{len(figures)}"
         figures[name] = figure(plot)
-        parts.append(f'<h3>{escape(plot["title"])}</h3><div id="{name}" class="plot"></div>')
-    return "".join([*parts, "</section>"])
+        wide = ' class="wide"' if plot.get("wide") else ""
+        plots.append(f'<div{wide}><h3>{escape(plot["title"])}</h3><div id="{name}" class="plot"></div></div>')
+    return "".join([*parts, f'<div class="plots">{"".join(plots)}</div>' if plots else "", "</section>"])

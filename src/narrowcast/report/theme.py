@@ -4,9 +4,12 @@ A plot is plain data, so that result files can hold it:
 
     {"title", "x", "y", "log_x", "log_y", "series": [{"name", "x": [...], "y": [...], "mode"}]}
 
-``mode`` is ``lines``, ``markers``, ``lines+markers``, ``bars`` or ``labels`` (markers with the name beside each).
+``mode`` is ``lines``, ``steps``, ``markers``, ``lines+markers``, ``bars``, ``ticks`` (short strokes at words on the y
+axis, the first on top) or ``labels`` (markers with the name beside each). A series' ``text`` is shown for each point. A
+plot may also have a ``height`` in pixels, and be ``wide``: two others stand side by side where there is room.
 """
 
+import math
 from typing import Any
 
 Figure = dict[str, Any]
@@ -20,7 +23,7 @@ DASHES = ("solid", "dash")  # the second half of many lines is dashed: a second 
 LABEL = {"size": 12, "color": "#222"}
 FONT = {"family": "system-ui, sans-serif", "size": 13, "color": "#222"}
 AXIS = {"gridcolor": "#e6e6e6", "zerolinecolor": "#bbb", "linecolor": "#bbb", "automargin": True}
-MODES = ("lines", "markers", "lines+markers", "bars", "labels")
+MODES = ("lines", "steps", "markers", "lines+markers", "bars", "ticks", "labels")
 
 
 def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
@@ -40,11 +43,22 @@ def layout(x: str, y: str, **more: Any) -> dict[str, Any]:
 def figure(plot: dict[str, Any]) -> Figure:
     """Return the Plotly figure of a plot given as data (see the module's docstring)."""
     count = len(plot["series"])
-    style = layout(plot["x"], plot["y"], height=420, showlegend=count > 1, legend={"orientation": "h", "y": -0.2})
+    told = all(s.get("mode") in ("ticks", "labels") for s in plot["series"])  # names stand beside the marks already
+    height, legend = plot.get("height", 420), {"orientation": "h", "y": -0.2}
+    style = layout(plot["x"], plot["y"], height=height, showlegend=count > 1 and not told, legend=legend)
     for axis, key in (("xaxis", "log_x"), ("yaxis", "log_y")):
         if plot.get(key):
-            style[axis] |= {"type": "log", "exponentformat": "power"}
+            style[axis] |= {"type": "log", "exponentformat": "power", **_decades(plot["series"], axis[0])}
+    if told and plot["series"][0]["mode"] == "ticks":
+        style["yaxis"] |= {"autorange": "reversed", "showgrid": False}
     return {"data": [_trace(s, i, count) for i, s in enumerate(plot["series"])], "layout": style}
+
+
+def _decades(series: list[dict[str, Any]], axis: str) -> dict[str, Any]:
+    """Return ticks at whole powers of ten, at most a dozen, for values that span two or more; else Plotly's own."""
+    values = [v for s in series for v in s[axis] if isinstance(v, int | float) and v > 0]
+    span = math.log10(max(values) / min(values)) if values else 0.0
+    return {"dtick": math.ceil(span / 12)} if span >= 2 else {}
 
 
 def _trace(series: dict[str, Any], place: int, count: int) -> dict[str, Any]:
@@ -56,6 +70,11 @@ def _trace(series: dict[str, Any], place: int, count: int) -> dict[str, Any]:
         text = series.get("text") or [series["name"]] * len(series["x"])
         return {**trace, "type": "scatter", "mode": "markers+text", "text": text, "textposition": "top center",
                 "textfont": LABEL, "marker": {"color": colour, "size": 9}}  # fmt: skip
+    if mode == "ticks":
+        return {**trace, "type": "scatter", "mode": "markers",
+                "marker": {"color": colour, "symbol": "line-ns-open", "size": 20, "line": {"width": 1.5}}}  # fmt: skip
     dash = DASHES[2 * place // max(count, 2)] if count > 6 else "solid"
-    return {**trace, "type": "scatter", "mode": mode, "line": {"color": colour, "dash": dash, "width": 2},
-            "marker": {"color": colour, "size": 6}}  # fmt: skip
+    line = {"color": colour, "dash": dash, "width": 2, "shape": "hv" if mode == "steps" else "linear"}
+    hover = {"text": series["text"]} if "text" in series else {}
+    return {**trace, **hover, "type": "scatter", "mode": "lines" if mode == "steps" else mode,
+            "line": line, "marker": {"color": colour, "size": 6}}  # fmt: skip
