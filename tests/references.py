@@ -73,7 +73,7 @@ def minifloat_magnitude(fmt, code: int) -> Fraction:
 def last_code(fmt) -> int:
     """Magnitude code of the largest finite number."""
     all_codes = 2 ** (fmt.exponent + fmt.mantissa)
-    reserved = {"ieee": 2**fmt.mantissa, "fn": 1, "fnuz": 0, "none": 0}
+    reserved = {"ieee": 2**fmt.mantissa, "fn": 1, "fnuz": 0, "none": 0, "p3109": 1 if fmt.signed else 2}
     return all_codes - 1 - reserved[fmt.specials.value]
 
 
@@ -120,9 +120,9 @@ def round_minifloat(fmt, x: float, mode: str, draw: int = 0) -> float:
         code = ladder_of(fmt).round(abs(Fraction(x)), mode, negative, draw)
         leaves = code > top and not keeps and leaves_range(mode, negative)
     if leaves:
-        return sign * math.inf if fmt.specials.value == "ieee" else math.nan
+        return sign * math.inf if fmt.specials.value in ("ieee", "p3109") else math.nan
     value = float(minifloat_magnitude(fmt, min(code, top)))
-    return value if value == 0 and fmt.specials.value == "fnuz" else sign * value
+    return value if value == 0 and fmt.specials.value in ("fnuz", "p3109") else sign * value
 
 
 # --- integers ---

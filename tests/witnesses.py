@@ -70,15 +70,15 @@ def ml_dtypes_decode(name: str, codes: torch.Tensor) -> np.ndarray:
 
 def gfloat_info(fmt) -> FormatInfo:
     """The gfloat description of a narrowcast minifloat."""
-    reserved = {"ieee": 2**fmt.mantissa - 1, "fn": 1, "fnuz": 0, "none": 0}
+    reserved = {"ieee": 2**fmt.mantissa - 1, "fn": 1, "fnuz": 0, "none": 0, "p3109": 0 if fmt.signed else 1}
     return FormatInfo(
         fmt.name,
         fmt.bits,
         fmt.mantissa + 1,
         bias=fmt.bias,
         is_signed=fmt.signed,
-        domain=Domain.Extended if fmt.specials.value == "ieee" else Domain.Finite,
-        has_nz=fmt.signed and fmt.specials.value != "fnuz",
+        domain=Domain.Extended if fmt.specials.value in ("ieee", "p3109") else Domain.Finite,
+        has_nz=fmt.signed and fmt.specials.value not in ("fnuz", "p3109"),
         num_high_nans=reserved[fmt.specials.value],
         has_subnormals=fmt.bottom.value == "subnormal",
         is_twos_complement=False,

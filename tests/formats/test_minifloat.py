@@ -29,6 +29,9 @@ UNUSUAL = [
     Minifloat("top_of_float32_open", 7, 2, -1, Specials.IEEE, saturate=False),
     Minifloat("saturating_bfloat16", 8, 7, 127),
     Minifloat("unsigned_ieee", 3, 3, 3, signed=False, saturate=False),
+    Minifloat("bias_120", 4, 3, 120),
+    Minifloat("bias_128", 8, 5, 128, Specials.P3109, saturate=False),
+    Minifloat("ten_and_more", 4, 11, 7),
 ]
 
 
@@ -239,8 +242,9 @@ def test_nan_keeps_its_sign_in_the_code_where_a_format_has_two():
         ((0, 3, 7), "exponent must be 1 to 8"),
         ((9, 3, 7), "exponent must be 1 to 8"),
         ((4, 24, 7), "mantissa 0 to 23"),
-        ((4, 3, 120), "bias 120"),
-        ((5, 11, 15), "more than 10 mantissa bits"),
+        ((4, 3, 129), "bias 129"),
+        ((8, 3, 128, Specials.FN, Bottom.ZERO), "bias 128"),
+        ((5, 21, 15), "float32 cannot round once to 21 mantissa bits"),
         ((8, 3, 90), "range"),
         ((1, 0, 0, Specials.IEEE), "range"),
         ((4, 3, 8, Specials.FNUZ, Bottom.SUBNORMAL, False), "fnuz needs a sign"),

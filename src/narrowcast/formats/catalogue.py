@@ -22,6 +22,8 @@ _FLOATS = (
     Minifloat("e5m2fnuz", 5, 2, 16, FNUZ),
     Minifloat("e4m3fnuz", 4, 3, 8, FNUZ),
     Minifloat("e4m3b11fnuz", 4, 3, 11, FNUZ),
+    # 8 bits, IEEE P3109: signed, with infinities
+    *(Minifloat(f"binary8p{p}se", 8 - p, p - 1, 1 << (7 - p), Specials.P3109) for p in (3, 4, 5)),
     # 6 and 4 bits (OCP MX v1.0), and the 4-bit grids that papers compare them with
     Minifloat("e3m2fn", 3, 2, 3, NONE),
     Minifloat("e2m3fn", 2, 3, 1, NONE),
@@ -43,6 +45,8 @@ _INTEGERS = (
 _FORMATS: dict[str, Format] = {f.name: f for f in (*_FLOATS, *_INTEGERS)}
 _ALIASES = {
     "fp32": "float32",
+    "binary32": "float32",
+    "binary16": "float16",
     "bf16": "bfloat16",
     "fp16": "float16",
     "e8m23": "float32",

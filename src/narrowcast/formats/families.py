@@ -82,6 +82,22 @@ def _suffix(specials: Specials, bits: int, signed: bool) -> str:
     return f"_{specials.value}"
 
 
+def _p3109(match: re.Match[str]) -> Minifloat:
+    """binary{K}p{P}{s|u}{e|f} of the IEEE P3109 interim report 3: the precision P counts the leading one."""
+    bits, precision = int(match[1]), int(match[2])
+    signed, extended, overflow = match[3] != "u", match[4] != "f", match[5]
+    mantissa, exponent = precision - 1, bits - precision + (not signed)
+    if mantissa < 0 or exponent < 1:
+        widest = bits - signed
+        raise InputError(f"format {match[0]}: expected a precision of 1 to {widest} in {bits} bits, found {precision}")
+    saturate = bits < _OPEN_FROM if overflow is None else overflow == "_sat"
+    name = f"binary{bits}p{precision}{'s' if signed else 'u'}{'e' if extended else 'f'}"
+    name += "" if saturate == (bits < _OPEN_FROM) else overflow
+    finite = Specials.FNUZ if signed else Specials.FN
+    specials = Specials.P3109 if extended else finite
+    return Minifloat(name, exponent, mantissa, 1 << (exponent - 1), specials, signed=signed, saturate=saturate)
+
+
 # --- integers and fixed point ---
 
 
@@ -109,6 +125,20 @@ FAMILIES = (
         ("e5m7", "e6m5", "e3m3", "e2m2fn", "e4m3b8_none", "e3m4fnuz", "ue4m4", "ue2m3_none", "e4m3fn_ftz_open"),
         "[u]eXmY: X exponent and Y mantissa bits; u: no sign; bN: bias; fn, fnuz, _ieee, _fn, _none: which codes are "
         "inf and NaN; _ftz: no subnormals; _sat, _open: what is too large",
+    ),
+    Family(
+        r"binary(\d+)p(\d+)([su]?)([ef]?)(_sat|_open)?",
+        _p3109,
+        (
+            "binary8p1ue",
+            "binary8p3se_open",
+            "binary8p4ue",
+            "binary8p3sf",
+            "binary6p3uf",
+            "binary16p8se",
+            "binary16p11se",
+        ),
+        "binaryKpP[s|u][e|f]: IEEE P3109, K bits of which P are precision; s, u: signed or not; e, f: with inf or not",
     ),
     Family(r"(u?)int(\d+)(_full)?", _integer, (), "[u]intN: N bits; _full: with the most negative code"),
     Family(

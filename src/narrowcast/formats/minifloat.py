@@ -33,6 +33,7 @@ from narrowcast.formats.rounding import NEAREST_EVEN, RealRound, Rounding
 FLOAT32_INF = 0x7F800000
 FLOAT32_NAN = 0x7FC00000
 FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
+FLOAT32_SMALLEST = 2.0**-149
 
 
 class Specials(Enum):
@@ -41,10 +42,17 @@ class Specials(Enum):
     IEEE = "ieee"  # the top exponent: infinity, then NaNs
     FN = "fn"  # the all-ones magnitude is NaN; no infinity ("finite, NaN")
     FNUZ = "fnuz"  # the code of -0 is NaN, so zero is unsigned; no infinity
+    P3109 = "p3109"  # infinity is the all-ones magnitude and NaN the code of -0; unsigned, NaN stands above infinity
     NONE = "none"  # every code is a finite number
 
 
-_IN_WORDS = {Specials.IEEE: "inf, nan", Specials.FN: "nan", Specials.FNUZ: "nan, no -0", Specials.NONE: "none"}
+_IN_WORDS = {
+    Specials.IEEE: "inf, nan",
+    Specials.FN: "nan",
+    Specials.FNUZ: "nan, no -0",
+    Specials.P3109: "inf, nan, no -0",
+    Specials.NONE: "none",
+}
 
 
 class Bottom(Enum):
@@ -63,7 +71,7 @@ class Minifloat(Format):
         name: e.g. ``"e4m3fn"``.
         exponent: width of the exponent field, 1 to 8.
         mantissa: width of the mantissa field, 0 to 23.
-        bias: exponent bias; at most 100, or 127 with 8 exponent bits (float32's own).
+        bias: exponent bias, at most 128 (P3109's with 8 exponent bits); with 127 codes are float32's leading bits.
         specials: which codes are infinity and NaN.
         bottom: what exponent field 0 means.
         signed: whether a sign bit precedes the exponent. Unsigned formats turn negative values into NaN, or into zero
@@ -84,11 +92,14 @@ class Minifloat(Format):
 
     def __post_init__(self) -> None:
         if not (1 <= self.exponent <= 8 and 0 <= self.mantissa <= FLOAT32_MANTISSA):
-            raise InputError(f"format {self.name}: exponent must be 1 to 8 bits and mantissa 0 to 23")
-        if self.bias > 100 and self.bias != FLOAT32_BIAS:
-            raise InputError(f"format {self.name}: bias {self.bias} is out of range; at most 100, or 127")
-        if self.bias != FLOAT32_BIAS and self.mantissa > 10:
-            raise InputError(f"format {self.name}: more than 10 mantissa bits need float32's bias 127")
+            found = f"found {self.exponent} and {self.mantissa}"
+            raise InputError(f"format {self.name}: exponent must be 1 to 8 bits and mantissa 0 to 23, {found}")
+        if self.mantissa > 20 and (self.mantissa, self.bias) != (FLOAT32_MANTISSA, FLOAT32_BIAS):
+            raise InputError(
+                f"format {self.name}: float32 cannot round once to {self.mantissa} mantissa bits; at most 20"
+            )
+        if self.bias > FLOAT32_BIAS + (self.bottom is Bottom.SUBNORMAL) or self.smallest < FLOAT32_SMALLEST:
+            raise InputError(f"format {self.name}: bias {self.bias} is out of range; float32 holds no smaller values")
         if self.max_code < 1 or (self.max_code >> self.mantissa) - self.bias > FLOAT32_BIAS:
             raise InputError(f"format {self.name}: its range does not fit float32's")
         if self.specials is Specials.FNUZ and not self.signed:
@@ -124,6 +135,8 @@ class Minifloat(Format):
                 return top - (1 << self.mantissa) - 1
             case Specials.FN:
                 return top - 2
+            case Specials.P3109:
+                return top - 3 + self.signed
             case _:
                 return top - 1
 
@@ -135,7 +148,9 @@ class Minifloat(Format):
                 return ((1 << (self.exponent + 1)) - 1) << (self.mantissa - 1)  # quiet: top mantissa bit set
             case Specials.FN:
                 return (1 << (self.exponent + self.mantissa)) - 1
-            case Specials.FNUZ:
+            case Specials.P3109 if not self.signed:
+                return (1 << (self.exponent + self.mantissa)) - 1
+            case Specials.FNUZ | Specials.P3109:
                 return 1 << (self.exponent + self.mantissa)
             case _:
                 return None
@@ -143,7 +158,7 @@ class Minifloat(Format):
     @property
     def inf_code(self) -> int | None:
         """Magnitude code of infinity, or None."""
-        return self.max_code + 1 if self.specials is Specials.IEEE else None
+        return self.max_code + 1 if self.specials in (Specials.IEEE, Specials.P3109) else None
 
     @property
     def max(self) -> float:
@@ -162,6 +177,11 @@ class Minifloat(Format):
     def smallest(self) -> float:
         """Smallest positive value."""
         return 2.0 ** (1 - self.bias - self.mantissa) if self._subnormals else self.smallest_normal
+
+    @property
+    def _one_zero(self) -> bool:
+        """Whether there is no -0: its code is the one NaN, which then has no sign either."""
+        return not self.signed or self.specials in (Specials.FNUZ, Specials.P3109)
 
     @property
     def _subnormals(self) -> bool:
@@ -185,11 +205,12 @@ class Minifloat(Format):
 
     @property
     def _steps_round(self) -> bool:
-        """Whether `_round_by_steps` applies: every overflow at the maximum, and few enough steps in a binade.
+        """Whether `_round_by_steps` applies: every overflow at the maximum, few enough steps, each a normal float32.
 
         Without mantissa bits an even code is no even count of steps, so such formats are left out.
         """
-        return self._adder_rounds and self.saturate and 1 <= self.mantissa <= 6
+        normal = self.bias + self.mantissa <= FLOAT32_BIAS
+        return self._adder_rounds and self.saturate and 1 <= self.mantissa <= 6 and normal
 
     # --- encode ---
 
@@ -208,8 +229,8 @@ class Minifloat(Format):
         code = self._apply_sign(code, magnitude, sign)
         if self.nan_code is None:
             return code.masked_fill(is_nan, 0).to(self.code_dtype)
-        signed = self.signed and self.specials is not Specials.FNUZ
-        nan = self.nan_code | (sign & (1 << (self.bits - 1))) if signed else torch.full_like(code, self.nan_code)
+        one = torch.full_like(code, self.nan_code)
+        nan = one if self._one_zero else self.nan_code | (sign & (1 << (self.bits - 1)))
         return torch.where(is_nan, nan, code).to(self.code_dtype)
 
     def _magnitude_code(self, magnitude: Tensor, sign: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
@@ -242,10 +263,19 @@ class Minifloat(Format):
         """
         magnitude = magnitude.clamp_max(min(2.0 ** (self.top_exponent + 1), FLOAT32_MAX))
         binade = (magnitude.view(torch.int32) >> FLOAT32_MANTISSA).clamp_min_(FLOAT32_BIAS + 1 - self.bias)
-        per_step = (2 * FLOAT32_BIAS + self.mantissa + self._fraction - binade) << FLOAT32_MANTISSA
-        steps = to_fixed_point(magnitude.mul_(per_step.view(torch.float32)), rounding)  # a power of two: exact
+        steps = to_fixed_point(
+            self._times_power(magnitude, self.mantissa + self._fraction + FLOAT32_BIAS - binade), rounding
+        )
         base = (binade - (FLOAT32_BIAS + 1 - self.bias)) << self.mantissa
         return base, steps, binade
+
+    def _times_power(self, x: Tensor, exponent: Tensor) -> Tensor:
+        """Return ``x * 2**exponent`` in place, exactly; where 2**127 is not enough, in two steps."""
+        if self.mantissa + self._fraction + self.bias > FLOAT32_BIAS + 1:
+            first = exponent >> 1
+            x = x.mul_(((first + FLOAT32_BIAS) << FLOAT32_MANTISSA).view(torch.float32))
+            exponent = exponent - first
+        return x.mul_(((exponent + FLOAT32_BIAS) << FLOAT32_MANTISSA).view(torch.float32))
 
     def _resolve_overflow(self, code: Tensor, magnitude: Tensor, sign: Tensor, rounding: Rounding) -> Tensor:
         if self.saturate or self.specials is Specials.NONE:
@@ -257,9 +287,7 @@ class Minifloat(Format):
     def _apply_sign(self, code: Tensor, magnitude: Tensor, sign: Tensor) -> Tensor:
         if self.signed:
             signed = code | (sign & (1 << (self.bits - 1)))
-            if self.specials is Specials.FNUZ:  # neither zero nor the one NaN has a sign
-                return torch.where((code == 0) | (code > self.max_code), code, signed)
-            return signed
+            return torch.where(code == 0, code, signed) if self._one_zero else signed
         invalid = (sign != 0) & (magnitude > 0)
         if self.bottom is Bottom.NORMAL:
             invalid = invalid | (magnitude == 0)
@@ -279,8 +307,9 @@ class Minifloat(Format):
             value = torch.where(magnitude == 0, self.smallest_normal, value) if self.bias == FLOAT32_BIAS else value
         elif not self._is_float32_prefix:
             low = magnitude.float() * 2.0 ** (1 - self.bias - self.mantissa)
-            low = low if self._subnormals else torch.zeros_like(value)
-            value = torch.where(magnitude < (1 << self.mantissa), low, value)
+            low = torch.zeros_like(value) if self.bottom is Bottom.ZERO else low
+            lowest = 2 if self.bias > FLOAT32_BIAS else 1  # binades that float32 has no normals for
+            value = torch.where(magnitude < (lowest << self.mantissa), low, value)
         value = self._decode_specials(codes, magnitude, value)
         return torch.where((codes >> (self.bits - 1)) & 1 == 1, -value, value) if self.signed else value
 
@@ -292,8 +321,11 @@ class Minifloat(Format):
                 return torch.where(magnitude > self.max_code + 1, nan, value)
             case Specials.FN:
                 return torch.where(magnitude > self.max_code, nan, value)
+            case Specials.P3109:
+                value = value.masked_fill(magnitude == self.max_code + 1, float("inf"))
+                return torch.where(codes == self.nan_code, nan, value)
             case Specials.FNUZ:
-                return torch.where(codes == 1 << (self.bits - 1), nan, value)
+                return torch.where(codes == self.nan_code, nan, value)
             case _:
                 return value
 
@@ -310,7 +342,7 @@ class Minifloat(Format):
             return self._round_by_adder(x)
         if rounding.real is not None and self._steps_round:
             return self._round_by_steps(x, rounding.real, random)
-        if self._is_float32_prefix and not self.saturate:
+        if self._is_float32_prefix and self.exponent == 8 and self.signed and not self.saturate:
             return self._round_prefix(x, rounding, random)
         if self.bottom is Bottom.NORMAL and self._is_scale:
             return self._round_powers(x, rounding, random)
@@ -341,7 +373,7 @@ class Minifloat(Format):
         step = self._binades(y).sub_(self.mantissa << FLOAT32_MANTISSA)
         per_step = (2 * FLOAT32_BIAS << FLOAT32_MANTISSA) - step  # powers of two, both: the products are exact
         value = real(y.mul_(per_step.view(torch.float32)), random).mul_(step.view(torch.float32))
-        if self.signed and self.specials is not Specials.FNUZ:
+        if not self._one_zero:
             return value
         value.add_(0.0)  # -0 becomes +0
         return value if self.signed else self._without_negatives(value, x)
@@ -385,9 +417,9 @@ class Minifloat(Format):
         anchor += (self._shift << FLOAT32_MANTISSA) + (1 << (FLOAT32_MANTISSA - 1))
         y = add_and_subtract(y, anchor.view(torch.float32))
         if not self.saturate:
-            beyond = float("inf") if self.specials is Specials.IEEE else float("nan")
+            beyond = float("inf") if self.inf_code is not None else float("nan")
             beyond = self.max if self.specials is Specials.NONE else beyond
             y = y.masked_fill_(y > self.max, beyond).masked_fill_(y < -self.max, -beyond)
         if not self.signed:
             return self._without_negatives(y, x)
-        return y if self.specials is Specials.FNUZ else y.copysign_(x)
+        return y if self._one_zero else y.copysign_(x)
