@@ -4,7 +4,8 @@ from narrowcast.errors import InputError, nearest
 from narrowcast.formats.families import FAMILIES, Family
 from narrowcast.formats.format import Format
 from narrowcast.formats.integer import Integer
-from narrowcast.formats.minifloat import Bottom, Minifloat, Specials
+from narrowcast.formats.minifloat import Minifloat
+from narrowcast.formats.specials import Bottom, Specials
 
 IEEE, FN, FNUZ, NONE = Specials.IEEE, Specials.FN, Specials.FNUZ, Specials.NONE
 

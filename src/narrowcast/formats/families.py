@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from narrowcast.errors import InputError
 from narrowcast.formats.format import Format
 from narrowcast.formats.integer import Integer
-from narrowcast.formats.minifloat import Bottom, Minifloat, Specials
+from narrowcast.formats.minifloat import Minifloat
+from narrowcast.formats.specials import Bottom, Specials
 
 
 @dataclass(frozen=True)

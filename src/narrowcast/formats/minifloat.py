@@ -10,7 +10,6 @@ Sources: OCP OFP8 and MX v1.0 specifications; formats-reference, section 1.
 """
 
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
@@ -29,38 +28,12 @@ from narrowcast.formats.format import (
 )
 from narrowcast.formats.pieces import by_pieces
 from narrowcast.formats.rounding import NEAREST_EVEN, RealRound, Rounding
+from narrowcast.formats.specials import Bottom, Specials
 
 FLOAT32_INF = 0x7F800000
 FLOAT32_NAN = 0x7FC00000
 FLOAT32_MAX = (2 - 2.0**-23) * 2.0**127
 FLOAT32_SMALLEST = 2.0**-149
-
-
-class Specials(Enum):
-    """Which codes are not finite numbers."""
-
-    IEEE = "ieee"  # the top exponent: infinity, then NaNs
-    FN = "fn"  # the all-ones magnitude is NaN; no infinity ("finite, NaN")
-    FNUZ = "fnuz"  # the code of -0 is NaN, so zero is unsigned; no infinity
-    P3109 = "p3109"  # infinity is the all-ones magnitude and NaN the code of -0; unsigned, NaN stands above infinity
-    NONE = "none"  # every code is a finite number
-
-
-_IN_WORDS = {
-    Specials.IEEE: "inf, nan",
-    Specials.FN: "nan",
-    Specials.FNUZ: "nan, no -0",
-    Specials.P3109: "inf, nan, no -0",
-    Specials.NONE: "none",
-}
-
-
-class Bottom(Enum):
-    """What exponent field 0 means."""
-
-    SUBNORMAL = "subnormal"  # gradual underflow
-    ZERO = "zero"  # no subnormals: all codes of that exponent but zero itself are unused, never produced
-    NORMAL = "normal"  # an ordinary binade: the format has no zero (e8m0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +97,7 @@ class Minifloat(Format):
     @property
     def layout(self) -> Layout:
         """Sign, exponent and mantissa."""
-        return Layout("minifloat", int(self.signed), self.exponent, self.mantissa, _IN_WORDS[self.specials])
+        return Layout("minifloat", int(self.signed), self.exponent, self.mantissa, self.specials.words)
 
     @property
     def max_code(self) -> int:
@@ -323,9 +296,9 @@ class Minifloat(Format):
                 return torch.where(magnitude > self.max_code, nan, value)
             case Specials.P3109:
                 value = value.masked_fill(magnitude == self.max_code + 1, float("inf"))
-                return torch.where(codes == self.nan_code, nan, value)
+                return torch.where(codes == (self.nan_code or 0), nan, value)
             case Specials.FNUZ:
-                return torch.where(codes == self.nan_code, nan, value)
+                return torch.where(codes == (self.nan_code or 0), nan, value)
             case _:
                 return value
 
