@@ -84,7 +84,7 @@ def test_examples_are_canonical_and_not_in_the_catalogue(name):
         ("binary8p9uf", "precision of 1 to 8 in 8 bits, found 9"),
         ("binary8p0", "precision of 1 to 7 in 8 bits, found 0"),
         ("binary16p7", "exponent must be 1 to 8 bits"),
-        ("e5m21", "float32 cannot round once to 21 mantissa bits"),
+        ("e5m21", "more than 20 mantissa bits need float32's bias"),
         ("e8m3b129", "bias 129 is out of range"),
         ("e2m1fn_open", "can only saturate"),
         ("e3m0fn_ftz", "nothing is subnormal"),

@@ -67,10 +67,8 @@ class Minifloat(Format):
         if not (1 <= self.exponent <= 8 and 0 <= self.mantissa <= FLOAT32_MANTISSA):
             found = f"found {self.exponent} and {self.mantissa}"
             raise InputError(f"format {self.name}: exponent must be 1 to 8 bits and mantissa 0 to 23, {found}")
-        if self.mantissa > 20 and (self.mantissa, self.bias) != (FLOAT32_MANTISSA, FLOAT32_BIAS):
-            raise InputError(
-                f"format {self.name}: float32 cannot round once to {self.mantissa} mantissa bits; at most 20"
-            )
+        if self.mantissa > 20 and self.bias != FLOAT32_BIAS:
+            raise InputError(f"format {self.name}: more than 20 mantissa bits need float32's bias 127")
         if self.bias > FLOAT32_BIAS + (self.bottom is Bottom.SUBNORMAL) or self.smallest < FLOAT32_SMALLEST:
             raise InputError(f"format {self.name}: bias {self.bias} is out of range; float32 holds no smaller values")
         if self.max_code < 1 or (self.max_code >> self.mantissa) - self.bias > FLOAT32_BIAS:
