@@ -56,7 +56,7 @@ def test_an_identity_loses_nothing() -> None:
         (NORMAL, scipy.stats.norm()), (UNIFORM, scipy.stats.uniform(-math.sqrt(3), 2 * math.sqrt(3))),
         (LAPLACE, scipy.stats.laplace(scale=1 / math.sqrt(2))), (student(8), scipy.stats.t(8, scale=math.sqrt(6 / 8))),
     ],
-    ids=str,
+    ids=["normal", "uniform", "laplace", "student8"],
 )  # fmt: skip
 def test_a_distribution_is_the_one_of_scipy_with_variance_1(found, witness):
     p = torch.tensor([1e-6, 0.01, 0.25, 0.5, 0.9, 1 - 1e-6], dtype=torch.float64)
