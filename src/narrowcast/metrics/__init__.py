@@ -1,5 +1,6 @@
 """Side wing: measures as pure functions."""
 
+from narrowcast.metrics.accuracy import accuracy
 from narrowcast.metrics.perplexity import bits_per_byte, mean_loss, next_token_loss, perplexity
 
-__all__ = ["bits_per_byte", "mean_loss", "next_token_loss", "perplexity"]
+__all__ = ["accuracy", "bits_per_byte", "mean_loss", "next_token_loss", "perplexity"]

@@ -2,5 +2,15 @@
 
 from narrowcast.models.language import default_config, from_config, from_folder
 from narrowcast.models.quiet import quiet
+from narrowcast.models.vision import CifarResNet, SmallCnn, SmallVit, cifar_resnet
 
-__all__ = ["default_config", "from_config", "from_folder", "quiet"]
+__all__ = [
+    "CifarResNet",
+    "SmallCnn",
+    "SmallVit",
+    "cifar_resnet",
+    "default_config",
+    "from_config",
+    "from_folder",
+    "quiet",
+]

@@ -1,11 +1,13 @@
 """Floor 6: post-training quantization. Core maths (matrices in, matrices out) apart from plumbing."""
 
+from narrowcast.ptq.adaround import Learned
 from narrowcast.ptq.balance import awq, smooth
 from narrowcast.ptq.gptq import Solution, Solver, gptq, output_error
 from narrowcast.ptq.search import AbsMax, LeastError, LeastOutputError, Percentile, Search
 
 __all__ = [
     "AbsMax",
+    "Learned",
     "LeastError",
     "LeastOutputError",
     "Percentile",

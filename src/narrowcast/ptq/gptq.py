@@ -38,6 +38,10 @@ class Solver:
         if not (self.damping >= 0 and self.block >= 1):
             raise InputError(f"gptq: expected damping >= 0 and block >= 1, found {self.damping} and {self.block}")
 
+    def solve(self, weight: Tensor, hessian: Tensor, settled: Settled) -> "Solution":
+        """Return what `gptq` finds."""
+        return gptq(weight, hessian, settled, self)
+
 
 @dataclass(frozen=True)
 class Solution:

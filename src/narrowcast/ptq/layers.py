@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from narrowcast.analysis.loss import sqnr_db
 from narrowcast.errors import InputError
 from narrowcast.ptq.balance import awq, smooth
-from narrowcast.ptq.gptq import gptq, output_error
+from narrowcast.ptq.gptq import output_error
 from narrowcast.ptq.observe import Group, Statistics
 from narrowcast.ptq.recipe import Awq, PtqRecipe, Smooth
 from narrowcast.ptq.targets import Target
@@ -126,7 +126,7 @@ def _solve(matrix: Tensor, seen: Statistics | None, recipe: PtqRecipe, name: str
         return settled.quantize(weight), settled.apply(weight), ""
     if hessian is None:
         return settled.quantize(weight), settled.apply(weight), "no calibration row met it: rounded to nearest"
-    solution = gptq(weight, hessian, settled, recipe.solver)
+    solution = recipe.solver.solve(weight, hessian, settled)
     return solution.quantized, solution.values, solution.note
 
 

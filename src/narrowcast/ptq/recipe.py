@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from narrowcast.errors import InputError
 from narrowcast.nn.convert import KEEP_WIDE
+from narrowcast.ptq.adaround import Learned
 from narrowcast.ptq.gptq import Solver
 from narrowcast.ptq.search import AbsMax, Search
 from narrowcast.quantize import Cast
@@ -61,7 +62,7 @@ class PtqRecipe:
         scheme: what a linear layer becomes.
         search: how a weight's scales are found.
         balance: factors moved between activations and weights before, or None.
-        solver: GPTQ's settings, or None to round to nearest.
+        solver: what decides the roundings: GPTQ, learned rounding, or None for the nearest.
         kv: cast of the cached keys and values, or None.
         keep_wide: glob patterns of modules that stay wide.
     """
@@ -72,7 +73,7 @@ class PtqRecipe:
     scheme: Scheme
     search: Search = field(default_factory=AbsMax)
     balance: Smooth | Awq | None = None
-    solver: Solver | None = None
+    solver: Solver | Learned | None = None
     kv: Cast | None = None
     keep_wide: tuple[str, ...] = KEEP_WIDE
 

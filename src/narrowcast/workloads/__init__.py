@@ -1,6 +1,8 @@
-"""Side wing: what is computed: texts, linear systems, functions to learn. Knows nothing of precision."""
+"""Side wing: what is computed: texts, pictures, linear systems, functions to learn. Knows nothing of precision."""
 
+from narrowcast.workloads.classify import fit
 from narrowcast.workloads.corpus import Corpus, load_corpus
+from narrowcast.workloads.images import Images, cifar10, mnist
 from narrowcast.workloads.tokens import TokenizedCorpus, encode, tokenize
 
-__all__ = ["Corpus", "TokenizedCorpus", "encode", "load_corpus", "tokenize"]
+__all__ = ["Corpus", "Images", "TokenizedCorpus", "cifar10", "encode", "fit", "load_corpus", "mnist", "tokenize"]
