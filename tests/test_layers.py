@@ -14,6 +14,7 @@ FLOORS = {
     "errors": 0,
     "formats": 1,
     "accumulate": 2,
+    "presets": 2,
     "scaling": 2,
     "transforms": 2,
     "quantize": 3,

@@ -24,21 +24,9 @@ from narrowcast.errors import InputError, nearest
 from narrowcast.formats import NEAREST_EVEN, Format, Integer, Rounding, Stream, find, format, known_names, pack, unpack
 from narrowcast.formats import rounding as rounding_of
 from narrowcast.formats.format import float32_of
+from narrowcast.presets import PRESETS as PRESETS
 from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, scale_rule, tile
 from narrowcast.transforms import Hadamard, transform
-
-PRESETS = {
-    "mxfp8_e4m3": "e4m3fn/1x32/e8m0",
-    "mxfp8_e5m2": "e5m2/1x32/e8m0",
-    "mxfp8": "e4m3fn/1x32/e8m0",
-    "mxfp6_e3m2": "e3m2fn/1x32/e8m0",
-    "mxfp6_e2m3": "e2m3fn/1x32/e8m0",
-    "mxfp6": "e2m3fn/1x32/e8m0",
-    "mxfp4": "e2m1fn/1x32/e8m0",
-    "mxint8": "q1.6/1x32/e8m0",
-    "nvfp4": "e2m1fn/1x16/e4m3fn+fp32",
-}
-
 
 UNSCALED = One()
 

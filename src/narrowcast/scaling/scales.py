@@ -326,13 +326,17 @@ def scale_rule(text: str) -> ScaleRule:
         return One()
     if base == "fp32":
         return Wide(Delayed.parse(rule)) if rule else Wide()
-    if base in ("e8m0", "e8m0fnu"):
+    if base in ("e8m0", "ue8m0", "e8m0fnu"):
         return PowerOfTwo(rule) if rule else PowerOfTwo()
     name, plus, second = text.partition("+")
     known = format(name)
-    if not isinstance(known, Minifloat) or known.nan_code is None or second not in ("", "fp32"):
+    if not isinstance(known, Minifloat) or second not in ("", "fp32"):
         raise InputError(
-            f"unknown scale {text!r}: expected one, fp32, e8m0[-RULE], or a float format with a NaN such as e4m3fn, "
+            f"unknown scale {text!r}: expected one, fp32, e8m0[-RULE], or a float format such as e4m3fn or float16, "
             "optionally with +fp32"
+        )
+    if known.nan_code is None:
+        raise InputError(
+            f"scale {text!r}: {known} has no NaN to mark a tile that is not finite; ue4m3 or e4m3fn has one"
         )
     return TwoLevel(known) if plus else Narrow(known)
