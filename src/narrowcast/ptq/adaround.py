@@ -1,7 +1,7 @@
 """Learned rounding: choose, for every weight, the grid value below or above, so that the layer's outputs change least.
 
 Each weight starts at its own place between its two neighbours on the grid (which may lie at different distances: the
-step is the element's own) and moves by gradient descent on ``tr(d H d^T)`` under a penalty that pushes it to one of them.
+step is the element's own) and moves by gradient descent on ``tr(d H d^T)`` under a penalty that pushes it to one.
 Source: Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", with H for sampled inputs
 (sheet 16).
 """
