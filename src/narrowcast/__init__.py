@@ -5,6 +5,7 @@ uses where. `convert` applies a recipe to a model and returns the table of what 
 """
 
 from narrowcast.accumulate import accumulator
+from narrowcast.arithmetic import arithmetic
 from narrowcast.errors import CheckFailed, InputError, NarrowcastError
 from narrowcast.formats import Format, Stream, format, formats, roundings
 from narrowcast.nn import OPERANDS, LinearSpec
@@ -34,6 +35,7 @@ __all__ = [
     "Reuse",
     "Stream",
     "accumulator",
+    "arithmetic",
     "cast",
     "convert",
     "format",
