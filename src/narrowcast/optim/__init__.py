@@ -2,5 +2,6 @@
 
 from narrowcast.optim.loss_scale import LossScaler
 from narrowcast.optim.schedule import SCHEDULES, learning_rate
+from narrowcast.optim.truncate import truncate_, truncate_after_step
 
-__all__ = ["SCHEDULES", "LossScaler", "learning_rate"]
+__all__ = ["SCHEDULES", "LossScaler", "learning_rate", "truncate_", "truncate_after_step"]
