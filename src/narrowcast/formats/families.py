@@ -9,9 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from narrowcast.errors import InputError
+from narrowcast.formats.codebook import Codebook, codebook, dynamic
 from narrowcast.formats.format import Format
 from narrowcast.formats.integer import Integer
+from narrowcast.formats.lns import Logarithmic
 from narrowcast.formats.minifloat import Minifloat
+from narrowcast.formats.posit import Posit
 from narrowcast.formats.specials import Bottom, Specials
 
 
@@ -119,6 +122,26 @@ def _fixed_point(match: re.Match[str]) -> Integer:
     return Integer(name, width, signed=not unsigned, symmetric=not unsigned and not full, fraction=fraction)
 
 
+# --- tapered and tabulated ---
+
+
+def _posit(match: re.Match[str]) -> Posit:
+    width, es, flush = int(match[1]), int(match[2]), match[3] or ""
+    return Posit(f"posit{width}_{es}{flush}", width, es, flush=bool(flush))
+
+
+def _logarithmic(match: re.Match[str]) -> Logarithmic:
+    width, gamma, bias = int(match[1]), int(match[2]), int(match[3] or 0)
+    return Logarithmic(f"lns{width}_{gamma}" + (f"b{bias}" if bias else ""), width, gamma, bias)
+
+
+def _table(match: re.Match[str]) -> Codebook:
+    try:
+        return codebook(float(value) for value in match[1].split(","))
+    except ValueError as error:
+        raise InputError(f"format {match[0]}: {error}; spell a table as numbers, e.g. table(-1,-0.3,0,0.3,1)") from None
+
+
 FAMILIES = (
     Family(
         _MINIFLOAT,
@@ -147,5 +170,24 @@ FAMILIES = (
         _fixed_point,
         ("q3.4", "q-2.9", "q7.8_full", "uq0.8"),
         "[u]qM.N: a sign bit, M integer and N fraction bits; u: no sign; _full: with the most negative code",
+    ),
+    Family(
+        r"posit(\d+)_(\d+)(_flush)?",
+        _posit,
+        ("posit2_0", "posit3_3", "posit5_1", "posit6_0", "posit12_2", "posit16_3", "posit8_0_flush"),
+        "positN_E: N bits, at most E of them exponent; _flush: less than half the smallest value becomes zero",
+    ),
+    Family(
+        r"lns(\d+)_(\d+)(?:b(\d+))?",
+        _logarithmic,
+        ("lns4_1", "lns4_2", "lns8_8b8", "lns6_4b3", "lns12_128"),
+        "lnsN_G: N bits, G steps per octave; bN: the range begins at 2**-N",
+    ),
+    Family(r"dynamic(\d+)", lambda match: dynamic(int(match[1])), ("dynamic4",), "dynamicN: the dynamic map of N bits"),
+    Family(
+        r"table\(([^()/]*)\)",
+        _table,
+        ("table(-1,-0.3,0,0.3,1)", "table(0,0.1,0.3,nan,1)", "table(-1.5,-0.5,0.5,1.5)", "table(3,1,-2)"),
+        "table(A,B,...): these values, by code; nan: a code that stands for nothing",
     ),
 )
