@@ -26,6 +26,9 @@ def conform(
     ] = None,
     arrays: Annotated[str | None, typer.Option("--arrays", help="torch or numpy [what works].")] = None,
     dtype: Annotated[str, typer.Option("--dtype", help="What it is given: float32, bfloat16, float16.")] = "float32",
+    leave_out: Annotated[
+        str, typer.Option("--leave-out", help="Classes of input that it refuses, e.g. NaN,infinity.")
+    ] = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Run an encoder through every input that matters; say where its bits differ first, and which rule it follows.
@@ -44,6 +47,7 @@ def conform(
         kind=kind,
         arrays=arrays,
         dtype=dtype,
+        leave_out=[word for word in leave_out.split(",") if word],
         names=(function, decode or ""),
     )
     emit(report.as_dict(), as_json, lambda: console.print(str(report), soft_wrap=True))

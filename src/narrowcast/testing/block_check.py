@@ -13,7 +13,7 @@ from narrowcast.formats import unpack
 from narrowcast.quantize import Cast
 from narrowcast.scaling import TwoLevel
 from narrowcast.testing.block_trials import Answer, BlockTrial, block_trial, merged
-from narrowcast.testing.blocks import MIXED, SCALE_ZEROS, block_size, scenes, to_blocks, to_matrix
+from narrowcast.testing.blocks import MIXED, SCALE_ZEROS, Scene, block_size, scenes, to_blocks, to_matrix
 from narrowcast.testing.foreign import (
     BLOCK_KINDS,
     Carrier,
@@ -24,6 +24,7 @@ from narrowcast.testing.foreign import (
     orders,
     values_of,
 )
+from narrowcast.testing.inputs import Given
 from narrowcast.testing.judge import Reading, judge
 from narrowcast.testing.report import Finding
 from narrowcast.testing.scaler import neighbours, scale_format, scaler
@@ -32,19 +33,19 @@ _RECIPROCAL = "scales stored as their reciprocals"
 
 
 def check_block_encoder(
-    function: Callable[..., Any], name: str, asked: Cast, kind: str | None, arrays: str | None, dtype: torch.dtype
+    function: Callable[..., Any], name: str, asked: Cast, kind: str | None, arrays: str | None, values: Given
 ) -> tuple[Finding, list[Carrier] | None]:
     """Return what came of an encoder of blocks, and how its outputs come (None where it returns values)."""
     if kind is not None and kind not in BLOCK_KINDS:
         raise InputError(f"unknown kind {kind!r} of a block format; known: {', '.join(BLOCK_KINDS)}")
-    plan = [replace(scene, blocks=scene.blocks.to(dtype).float()) for scene in scenes(asked)]
-    probe = to_matrix(torch.ones_like(plan[0].blocks), asked.tile).to(dtype)
+    plan = _plan(asked, values)
+    probe = to_matrix(torch.ones_like(plan[0].blocks), asked.tile).to(values.dtype)
     other = foreign(function, name, (probe,), arrays)
     trials: list[BlockTrial] = []
     parts: tuple[Any, ...] = ()
     for scene in plan:
         matrix = to_matrix(scene.blocks, asked.tile)
-        parts = other(matrix.to(dtype))
+        parts = other(matrix.to(values.dtype))
         answer = _answer(parts, matrix, asked, name)
         trials.append(block_trial(scene.name, scene.blocks, answer, asked, scene.thresholds))
     seen = "dequantized" if trials[0].answer.scales is None else "codes+scales"
@@ -56,6 +57,19 @@ def check_block_encoder(
         return finding, None
     packed = numbers(parts[0], name).shape != matrix.shape
     return finding, [Carrier(parts[0], packed), *(Carrier(part) for part in parts[1:])]
+
+
+def _plan(asked: Cast, values: Given) -> list[Scene]:
+    """Return the scenes, as their dtype holds them, without those that have what is left out."""
+    unlike = values.without - {"NaN", "infinity"}
+    if unlike:
+        raise InputError(f"of a block format only 'NaN' and 'infinity' can be left out, found {', '.join(unlike)}")
+    found = [replace(scene, blocks=scene.blocks.to(values.dtype).float()) for scene in scenes(asked)]
+    if "NaN" in values.without:
+        found = [scene for scene in found if not scene.blocks.isnan().any()]
+    if "infinity" in values.without:
+        found = [scene for scene in found if not scene.blocks.isinf().any()]
+    return found
 
 
 def check_block_decoder(

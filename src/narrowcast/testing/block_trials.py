@@ -24,6 +24,7 @@ from narrowcast.testing.trials import (
     value_keys,
 )
 
+_ELEMENTS = 1 << 12  # the same, in elements, for large blocks
 _BLOCKS = 16  # blocks with answers of each class and either sort that the search looks at
 
 
@@ -87,7 +88,8 @@ class BlockTrial:
         if self.answer.scales is not None:
             picked += by_class(self.scale_classes, agree[count * size : count * size + count])
         top = self.blocks.abs().amax(-1).argmax()[None]
-        kept = torch.cat([*(spread(mask, _BLOCKS) for mask in picked), top]).unique()
+        few = max(2, min(_BLOCKS, _ELEMENTS // size))
+        kept = torch.cat([*(spread(mask, few) for mask in picked), top]).unique()
         answer, scales = self.answer, self.answer.scales
         answer = replace(answer, elements=answer.elements[kept], scales=None if scales is None else scales[kept])
         return replace(

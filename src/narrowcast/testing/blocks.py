@@ -138,9 +138,10 @@ def _element_corners(cast: Cast, size: int) -> Tensor:
     fmt = cast.format
     points = corners(fmt)
     powers = (0, -20, 7) if isinstance(cast.scale, PowerOfTwo) else (0, -5, 5)
+    top = 2.0**fmt.top_exponent
     parts = []
-    for mark in (fmt.max, 2.0**fmt.top_exponent, float(beside(torch.tensor(2.0 ** (fmt.top_exponent + 1)), -1))):
-        inside = _thinned(points[points.abs() <= mark], _BUDGET // 9)
+    for mark in (fmt.max, top, 1.25 * top, 1.6 * top, float(beside(torch.tensor(2 * top), -1))):
+        inside = _thinned(points[points.abs() <= mark], _BUDGET // 15)
         chunks = _filled(inside, size - 1)
         blocks = torch.cat([torch.full((len(chunks), 1), mark), chunks], -1)
         parts += [blocks * 2.0**power for power in powers]

@@ -1,6 +1,6 @@
 """Run a foreign encoder or rounder through every input that matters, and say where it differs and why."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from narrowcast.scaling import One, ScaleRule, Tile
 from narrowcast.scaling import scale_rule as scale_rule_of
 from narrowcast.scaling import tile as tile_of
 from narrowcast.testing.block_check import check_block_decoder, check_block_encoder
+from narrowcast.testing.inputs import CLASSES, Given
 from narrowcast.testing.report import Report
 from narrowcast.testing.round_check import check_decoder, check_encoder
 
@@ -30,6 +31,7 @@ def conform(
     kind: str | None = None,
     arrays: str | None = None,
     dtype: str = "float32",
+    leave_out: Sequence[str] = (),
     names: tuple[str, str] = ("encode", "decode"),
 ) -> Report:
     """Hold a foreign encoder or rounder against the definition here, bit for bit, and name what it does otherwise.
@@ -51,6 +53,8 @@ def conform(
             ``dequantized``.
         arrays: ``"torch"`` or ``"numpy"``; by default what works.
         dtype: type of the values that ``encode`` is given; those that it cannot hold are left out.
+        leave_out: classes of input that ``encode`` refuses (`narrowcast.testing.inputs.CLASSES`); of a block format
+            only ``"NaN"`` and ``"infinity"``.
         names: what to call the two in the report.
 
     Returns:
@@ -68,11 +72,20 @@ def conform(
     encoder, decoder = (check_block_encoder, check_block_decoder) if scaled else (check_encoder, check_decoder)
     findings, carriers = [], None
     if encode is not None:
-        finding, carriers = encoder(encode, names[0], asked, kind, arrays, _DTYPES[dtype])
+        finding, carriers = encoder(encode, names[0], asked, kind, arrays, Given(_DTYPES[dtype], _left_out(leave_out)))
         findings.append(finding)
+        if decode is not None and carriers is None:
+            raise InputError(f"{names[0]} returns {finding.kind}, so there is nothing for {names[1]} to decode")
     if decode is not None:
         findings.append(decoder(decode, names[1], asked, carriers, arrays))
     return Report(str(asked) if scaled else f"{asked.format}, {asked.rounding}", tuple(findings))
+
+
+def _left_out(names: Sequence[str]) -> frozenset[str]:
+    for name in names:
+        if name not in CLASSES:
+            raise InputError(f"unknown class of input {name!r}{nearest(name, CLASSES)}")
+    return frozenset(names)
 
 
 def _asked(

@@ -20,6 +20,7 @@ from narrowcast.formats.packing import packed_size
 KINDS = ("codes", "values")
 BLOCK_KINDS = ("codes+scales", "dequantized")
 ARRAYS = ("torch", "numpy")
+_LONGEST = 160  # characters of someone else's error message
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Foreign:
                 found = self.function(*(self._array(one) for one in given))
         except Exception as error:
             shapes = " and ".join(f"{a.dtype} {list(a.shape)}".removeprefix("torch.") for a in given)
-            what = f"{type(error).__name__}: {error}"
+            text = " ".join(str(error).split())
+            what = f"{type(error).__name__}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}"
             raise InputError(f"{self.name} failed on {self.arrays} arrays ({shapes}): {what}") from error
         return tuple(found) if isinstance(found, tuple | list) else (found,)
 
@@ -89,7 +91,7 @@ class Carrier:
             narrow = self.like.is_floating_point() and self.like.element_size() == 1
             return codes.to(torch.uint8).view(self.like.dtype) if narrow else codes.to(self.like.dtype)
         kind = np.asarray(self.like).dtype
-        narrow = kind.kind not in "iuf" and kind.itemsize == 1 and "int" not in kind.name
+        narrow = kind.itemsize == 1 and "int" not in kind.name
         array = codes.numpy()
         return array.astype(np.uint8).view(kind) if narrow else array.astype(kind)
 

@@ -4,6 +4,7 @@ Where a format's rounding turns from one value to the next is found by bisection
 corners are right for any family of formats: midpoints for a minifloat, something else for a posit or a codebook.
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -14,9 +15,9 @@ from narrowcast.formats import NEAREST_EVEN, Format, Rounding, rounding
 FLOAT32_MAX = torch.finfo(torch.float32).max
 CLASSES = (
     "NaN",
+    "negative",  # of unsigned formats alone
     "infinity",
     "zero",
-    "negative",  # of unsigned formats alone
     "value of a code",
     "tie",
     "beyond the maximum",
@@ -30,6 +31,14 @@ _SAMPLE = 1 << 14
 _AWAY, _ZERO = rounding("nearest-away"), rounding("nearest-zero")
 #: bits of NaNs that a careless shift turns into infinity (payload cut off) or zero (rounding carries into the sign)
 _NANS = (0x7F800001, 0x7F807FFF, 0x7FFFFFFF, 0x7FC00000)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a foreign encoder is given: values that ``dtype`` holds, of every class but those in ``without``."""
+
+    dtype: torch.dtype = torch.float32
+    without: frozenset[str] = frozenset()
 
 
 def of_bits(bits: "list[int] | Tensor") -> Tensor:
@@ -123,9 +132,9 @@ def classify(x: Tensor, fmt: Format, mode: Rounding = NEAREST_EVEN) -> Tensor:
     unsigned = float(grid(fmt)[0]) >= 0
     tests = (
         x.isnan(),
+        (x < 0) & unsigned,
         x.isinf(),
         x == 0,
-        (x < 0) & unsigned,
         exact == finite,
         fmt.round(finite, _AWAY) != fmt.round(finite, _ZERO),
         size > fmt.max,

@@ -12,7 +12,7 @@ from narrowcast.formats import Format
 from narrowcast.quantize import Cast
 from narrowcast.testing import habits
 from narrowcast.testing.foreign import KINDS, Carrier, arrangements, codes_of, foreign, numbers, orders, values_of
-from narrowcast.testing.inputs import classify, inputs
+from narrowcast.testing.inputs import CLASSES, Given, classify, inputs
 from narrowcast.testing.judge import Reading, judge
 from narrowcast.testing.report import Finding
 from narrowcast.testing.trials import DecodeTrial, RoundTrial
@@ -22,31 +22,34 @@ _SAMPLED_CODES = 1 << 16
 
 
 def check_encoder(
-    function: Callable[..., Any], name: str, asked: Cast, kind: str | None, arrays: str | None, dtype: torch.dtype
+    function: Callable[..., Any], name: str, asked: Cast, kind: str | None, arrays: str | None, given: Given
 ) -> tuple[Finding, list[Carrier] | None]:
     """Return what came of an encoder or rounder, and how its codes come (None where it returns values)."""
     fmt, mode = asked.format, asked.rounding
-    x = inputs(fmt, mode, dtype)
+    x = inputs(fmt, mode, given.dtype)
+    classes = classify(x, fmt, mode)
+    kept = ~torch.isin(classes, torch.tensor([CLASSES.index(name) for name in given.without], dtype=torch.int64))
+    x, classes = x[kept], classes[kept]
     matrix = _rows(x, 1.0)
-    other = foreign(function, name, (torch.ones(8, _ROW, dtype=dtype),), arrays)
-    parts = other(matrix.to(dtype))
+    other = foreign(function, name, (torch.ones(8, _ROW, dtype=given.dtype),), arrays)
+    parts = other(matrix.to(given.dtype))
     if len(parts) != 1:
         raise InputError(
             f"{name} returned {len(parts)} arrays, expected one; with scales, give a scale rule and a tile"
         )
     raw = numbers(parts[0], name)
     kind = _kind(kind, KINDS, "values" if raw.is_floating_point() else "codes")
-    trial = RoundTrial(x, x, classify(x, fmt, mode), fmt)
+    trial = RoundTrial(x, x, classes, fmt)
     start = habits.rounder(fmt, mode)
     if kind == "values":
         values = values_of(raw, tuple(matrix.shape), name).flatten()[: len(x)]
-        return judge(name, kind, start, [_reading("", replace(trial, found=values))], habits.neighbours), None
+        return judge(name, kind, start, [_reading("", replace(trial, found=values))], habits.neighbours(fmt)), None
     codes = codes_of(raw, fmt, tuple(matrix.shape), name)
     readings = [
         _reading(order, replace(trial, found=found.flatten()[: len(x)]))
         for order, found in {"": codes, **arrangements(codes, fmt.bits)}.items()
     ]
-    return judge(name, kind, start, readings, habits.neighbours), [Carrier(parts[0], raw.shape != matrix.shape)]
+    return judge(name, kind, start, readings, habits.neighbours(fmt)), [Carrier(parts[0], raw.shape != matrix.shape)]
 
 
 def check_decoder(
@@ -67,7 +70,7 @@ def check_decoder(
         _reading(order, DecodeTrial(codes, found.flatten()[: len(codes)], fmt))
         for order, found in {"": values, **orders(values)}.items()
     ]
-    return judge(name, "decoded", habits.rounder(fmt, asked.rounding), readings, habits.neighbours)
+    return judge(name, "decoded", habits.rounder(fmt, asked.rounding), readings, habits.neighbours(fmt))
 
 
 def _reading(order: str, trial: RoundTrial | DecodeTrial) -> Reading:

@@ -30,7 +30,7 @@ def rules(rule: ScaleRule) -> tuple[Choice[Rule], ...]:
         case TwoLevel():
             others = _two_level(rule.format)
         case Wide():
-            others = (_INVERSE,)
+            others = _WIDE
         case _:
             others = ()
     return (ours, *(other for other in others if other != ours))
@@ -117,16 +117,50 @@ _POWERS: tuple[Choice[Rule], ...] = (
 )
 
 
-# --- float32 scales ---
+# --- float32 scales, without the guards that ours have: 0, infinity and NaN go where the arithmetic sends them ---
+
+
+def _quotient(amax: Tensor, fmt: Format) -> Scale:
+    scale = amax / torch.full_like(amax, fmt.max)
+    return Scale(scale, (scale,), scale.reciprocal())
 
 
 def _inverse(amax: Tensor, fmt: Format) -> Scale:
-    into = torch.full_like(amax, fmt.max) / amax.clamp_min(2.0**-126)
-    into = torch.where(amax == 0, 1.0, torch.where(amax.isfinite(), into, float("nan"))).clamp_max(_FLOAT32_MAX)
+    into = torch.full_like(amax, fmt.max) / amax
     return Scale(into.reciprocal(), (into.reciprocal(),), into)
 
 
-_INVERSE: Choice[Rule] = Choice("one division, max / amax, and its reciprocal as the scale", _inverse)
+def _codes_halved(less: int) -> Rule:
+    """Half the number of an integer's codes, or of the steps between them: 8 or 7.5 for 4 bits."""
+
+    def rule(amax: Tensor, fmt: Format) -> Scale:
+        scale = amax / torch.full_like(amax, ((1 << fmt.bits) - less) / 2 * fmt.smallest)
+        return Scale(scale, (scale,), scale.reciprocal())
+
+    return rule
+
+
+def _never_zero(rule: Rule) -> Rule:
+    """Put 2**-23, float32's epsilon, where the scale is zero (compressed-tensors)."""
+
+    def guarded(amax: Tensor, fmt: Format) -> Scale:
+        scale = rule(amax, fmt).stored
+        scale = torch.where(scale == 0, 2.0**-23, scale)
+        return Scale(scale, (scale,), scale.reciprocal())
+
+    return guarded
+
+
+_UNGUARDED: tuple[Choice[Rule], ...] = (
+    Choice("scale amax / max, unguarded", _quotient),
+    Choice("scale 1 / (max / amax), unguarded", _inverse),
+    Choice("scale amax / ((2**bits - 1) / 2), unguarded", _codes_halved(1)),
+    Choice("scale amax / (2**bits / 2), unguarded", _codes_halved(0)),
+)
+_WIDE: tuple[Choice[Rule], ...] = (
+    *_UNGUARDED,
+    *(Choice(f"{rule.name} but 2**-23 where it is zero", _never_zero(rule.value)) for rule in _UNGUARDED),
+)
 
 
 # --- scales in a narrow float, alone or under a second level ---
@@ -157,14 +191,14 @@ def _narrow(fmt: Minifloat) -> tuple[Choice[Rule], ...]:
 
 
 def _two_level(fmt: Minifloat) -> tuple[Choice[Rule], ...]:
-    """Return the orders of operations of other libraries; ours is TransformerEngine's."""
+    """Return the orders of operations of other libraries, unguarded; ours is TransformerEngine's."""
 
     def divided(least: Least) -> Rule:
         """Tensor scale = amax / (max * max); block = (amax / max) / tensor scale (torchao)."""
 
         def scale(amax: Tensor, element: Format) -> Scale:
             tensor = amax.amax() / (element.max * fmt.max)
-            block = _block(least, amax / torch.full_like(amax, element.max) / tensor, amax)
+            block = least(fmt.round((amax / torch.full_like(amax, element.max) / tensor).clamp_max(fmt.max)))
             into = (torch.ones_like(tensor) / tensor) / block
             return Scale(fmt.encode(block), (block, tensor), into, tensor)
 
@@ -174,16 +208,12 @@ def _two_level(fmt: Minifloat) -> tuple[Choice[Rule], ...]:
         """Global scale = max * max / amax; block = global scale * (amax / max) (compressed-tensors)."""
 
         def scale(amax: Tensor, element: Format) -> Scale:
-            whole = torch.full_like(amax.amax(), element.max * fmt.max) / amax.amax().clamp_min(2.0**-126)
-            block = _block(least, whole * (amax / torch.full_like(amax, element.max)), amax)
-            both = block / whole
-            return Scale(fmt.encode(block), (both,), both.reciprocal().clamp_max(_FLOAT32_MAX), whole.reciprocal())
+            whole = (element.max * fmt.max) / amax.amax().clamp_min(2.0**-126)  # torch multiplies by a reciprocal
+            whole = whole.nan_to_num(1.0, 1.0, 1.0)
+            block = least(fmt.round((whole * (amax / torch.full_like(amax, element.max))).clamp_max(fmt.max)))
+            return Scale(fmt.encode(block), (block / whole,), (block / whole).reciprocal(), whole.reciprocal())
 
         return scale
-
-    def _block(least: Least, exact: Tensor, amax: Tensor) -> Tensor:
-        value = least(fmt.round(exact.nan_to_num(0.0, 3e38).clamp_max(fmt.max)))
-        return torch.where(amax.isfinite(), value, float("nan"))
 
     orders = (
         ("block scale = (amax / max) / tensor scale", divided),

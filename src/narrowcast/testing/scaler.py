@@ -4,6 +4,7 @@ Blocks are rows here, ``[n, size]``, whatever the tile. A `Scaler` says which sc
 comes out again, and, with the `Rounder` inside it, what becomes of the scaled elements.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -102,19 +103,28 @@ def neighbours(cast: Cast, empties: Sequence[float] = ()) -> Callable[[Scaler], 
         "infinite": (_INFINITE, *(_POWER_INFINITES if isinstance(cast.scale, PowerOfTwo) else _OTHER_INFINITES)),
         "into": (_INTO, *_INTOS),
         "back": (_BACK, *_BACKS),
-        "empty": (_EMPTY, *(Choice(f"a block of zeros has the scale {scale:g}", scale) for scale in empties)),
+        "empty": (_EMPTY, *(Choice(f"a block of zeros has the scale {_number(scale)}", scale) for scale in empties)),
     }
 
+    elements = habits.neighbours(cast.format)
+
     def all_of(start: Scaler) -> Iterator[tuple[str, Scaler]]:
+        for choice in choices["rule"]:  # a rule that is meant for division gains little without it: both at once
+            yield "rule", replace(start, rule=choice, into=_INTOS[0])
         for slot, options in choices.items():
             for choice in options:
                 if choice != getattr(start, slot):
                     changed: dict[str, Any] = {slot: choice}
                     yield slot, replace(start, **changed)
-        for slot, element in habits.neighbours(start.element):
+        for slot, element in elements(start.element):
             yield slot, replace(start, element=element)
 
     return all_of
+
+
+def _number(scale: float) -> str:
+    mantissa, exponent = math.frexp(scale)
+    return f"2**{exponent - 1}" if mantissa == 0.5 and not 0.001 < scale < 1000 else f"{scale:g}"
 
 
 # --- the habits ---
@@ -128,7 +138,12 @@ def _both(scale: Scale) -> Tensor:
     return product
 
 
+def _at_least(least: float) -> Choice[Peak]:
+    return Choice(f"amax at least {least:g}", lambda blocks: _PEAK.value(blocks).clamp_min(least))
+
+
 _PEAKS: tuple[Choice[Peak], ...] = (
+    *(_at_least(least) for least in (1e-12, 1e-10, 1e-8, 1e-5, 1e-4)),
     Choice("NaN left out of amax", lambda blocks: _PEAK.value(blocks.nan_to_num(0.0, float("inf"), -float("inf")))),
     Choice("amax of finite values alone", lambda blocks: _PEAK.value(torch.where(blocks.isfinite(), blocks, 0.0))),
 )

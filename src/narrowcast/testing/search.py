@@ -4,7 +4,7 @@ Steepest ascent from our way over single changes of habit, on a sample of the an
 agree; then every habit that is not needed goes back, and what remains is checked on all answers.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -34,9 +34,32 @@ def agreement(trials: Sequence[Trial[Any]], way: Any) -> int:
 
 
 def closest(start: Way, trials: Sequence[Trial[Way]], neighbours: Callable[[Way], Iterable[tuple[str, Way]]]) -> Way:
-    """Return the way near ``start`` that most answers agree with; ``start`` itself where nothing is better."""
+    """Return the way near ``start`` that most answers agree with; ``start`` itself where nothing is better.
+
+    Where the ascent ends short of the top, each habit that it took on is given up in turn and another way up is sought:
+    one habit (double rounding, say) can hide two others that together explain more.
+    """
     samples = [trial.sample(trial.agree(start)) for trial in trials]
     size = sum(len(sample.classes) for sample in samples)
+    best, score = _climbed(start, samples, neighbours, size)
+    for slot, choice in changed(start, best) if score < size else ():
+
+        def others(way: Way, slot: str = slot, choice: Any = choice) -> Iterator[tuple[str, Way]]:
+            return ((s, w) for s, w in neighbours(way) if (slot, choice) not in changed(start, w))
+
+        other, top = _climbed(put_back(start, best, slot), samples, others, size)
+        if top > score:
+            best, score = other, top
+    return _pruned(start, best, samples, score)
+
+
+def _climbed(
+    start: Way,
+    samples: Sequence[Trial[Way]],
+    neighbours: Callable[[Way], Iterable[tuple[str, Way]]],
+    size: int,
+) -> tuple[Way, int]:
+    """Return where steepest ascent from ``start`` ends, and how many answers agree there."""
     best, score = start, agreement(samples, start)
     while score < size:
         scored = [(agreement(samples, way), way) for _, way in neighbours(best)]
@@ -44,7 +67,7 @@ def closest(start: Way, trials: Sequence[Trial[Way]], neighbours: Callable[[Way]
         if top <= score:
             break
         best, score = way, top
-    return _pruned(start, best, samples, score)
+    return best, score
 
 
 def _pruned(start: Way, best: Way, samples: Sequence[Trial[Way]], score: int) -> Way:
