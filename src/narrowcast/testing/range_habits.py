@@ -63,6 +63,10 @@ def _without_end(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
 
 BOTTOMS_WITHOUT_ZERO = (
     Choice(
+        "what lies below the smallest becomes NaN",
+        where(lambda x, v, r: (x > 0) & (x < _smallest(x, v, r)), _filled(float("nan"))),
+    ),
+    Choice(
         "powers of two go on below the smallest",
         where(lambda x, v, r: (x > 0) & (x < _smallest(x, v, r)), _without_end),
     ),
@@ -75,7 +79,7 @@ BOTTOMS_WITHOUT_ZERO = (
     ),
 )
 ZEROS = (
-    Choice("sign of zero dropped", where(lambda x, v, r: v == 0, lambda x, v, r: v.abs())),
+    Choice("sign of zero dropped", where(lambda x, v, r: (v == 0) & ~x.isnan(), lambda x, v, r: v.abs())),
     Choice("sign of a zero input dropped", where(lambda x, v, r: x == 0, lambda x, v, r: v.abs())),
     Choice("sign of an underflow dropped", where(lambda x, v, r: (v == 0) & (x != 0), lambda x, v, r: v.abs())),
 )
@@ -185,14 +189,29 @@ def _signed_extreme(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
     return _extreme(torch.ones_like(x).copysign(x), v, r)
 
 
-def _cut_bits(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
-    """The leading 16 bits, as for bfloat16."""
-    return ((x.view(torch.int32) >> 16) << 16).view(torch.float32)
+def _as_number(round_bits: Callable[[Tensor, int], Tensor]) -> Fix:
+    """A NaN's bits handled like a number's: what is left may be infinity, or zero where the carry reaches the sign."""
+
+    def fix(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
+        fmt = r.format.value
+        if not isinstance(fmt, Minifloat):
+            return v
+        left = round_bits(x.view(torch.int32), 23 - fmt.mantissa).view(torch.float32)
+        return torch.where(left == 0, left, torch.full_like(left, fmt.max).copysign(left)) if fmt.saturate else left
+
+    return fix
 
 
-def _rounded_bits(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
-    bits = x.view(torch.int32)
-    return (((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) << 16).view(torch.float32)
+def _cut(bits: Tensor, shift: int) -> Tensor:
+    return (bits >> shift) << shift
+
+
+def _to_even(bits: Tensor, shift: int) -> Tensor:
+    return _cut(bits + ((1 << (shift - 1)) - 1) + (bits >> shift & 1), shift)
+
+
+def _away(bits: Tensor, shift: int) -> Tensor:
+    return _cut(bits + (1 << (shift - 1)), shift)
 
 
 NANS = (
@@ -206,10 +225,9 @@ NANS = (
     _nan("it becomes zero with the other sign", lambda x, v, r: torch.zeros_like(v).copysign(-x)),
     _nan("it becomes infinity", lambda x, v, r: torch.full_like(v, float("inf"))),
     _nan("it becomes infinity with its sign", _filled(float("inf"))),
-)
-NAN_BITS = (
-    _nan("its payload is cut off, which may leave infinity", _cut_bits),
-    _nan("its bits are rounded like a number's, which may carry into the sign", _rounded_bits),
+    _nan("its payload is cut off, which may leave infinity", _as_number(_cut)),
+    _nan("its bits are rounded like a number's, which may carry into the sign", _as_number(_to_even)),
+    _nan("its bits are rounded like a number's, ties away", _as_number(_away)),
 )
 
 

@@ -88,20 +88,25 @@ def _by_logarithm(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
     return torch.where(x.abs() <= r.format.value.max, whole.copysign(x), v)
 
 
-def _one_taken_off(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
-    """Subnormals handled as 1 + (m - 1), which keeps 24 bits below the smallest normal and no more."""
-    normal = r.format.value.smallest_normal
-    kept = ((x.abs() / normal - 1.0) + 1.0) * normal
-    again = r.format.value.round(r.source.value(kept.copysign(x)), r.rounding.value)
-    return torch.where(x.abs() < normal, again.copysign(x), v)
+def _past_one(by: float) -> Fix:
+    """Subnormals handled as ``(m + by) - by``, which keeps 24 bits below the smallest normal and no more."""
+
+    def fix(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
+        normal = r.format.value.smallest_normal
+        kept = ((x.abs() / normal + by) - by) * normal
+        again = r.format.value.round(r.source.value(kept.copysign(x)), r.rounding.value)
+        return torch.where(x.abs() < normal, again.copysign(x), v)
+
+    return fix
 
 
-def _both(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
-    return _one_taken_off(x, _by_logarithm(x, v, r), r)
-
-
+_LESS_ONE = _past_one(-1.0)
 _BINADES: tuple[Choice[Fix], ...] = (
     Choice("binades by a float32 logarithm", _by_logarithm),
-    Choice("subnormals rounded as 1 + (m - 1) in float32", _one_taken_off),
-    Choice("binades by a float32 logarithm, subnormals rounded as 1 + (m - 1)", _both),
+    Choice("subnormals rounded as 1 + (m - 1) in float32", _LESS_ONE),
+    Choice("subnormals rounded as (m + 1) - 1 in float32", _past_one(1.0)),
+    Choice(
+        "binades by a float32 logarithm, subnormals rounded as 1 + (m - 1)",
+        lambda x, v, r: _LESS_ONE(x, _by_logarithm(x, v, r), r),
+    ),
 )
