@@ -8,6 +8,7 @@ from narrowcast.formats.hif8 import HiFloat8
 from narrowcast.formats.integer import Integer
 from narrowcast.formats.lns import Logarithmic
 from narrowcast.formats.minifloat import Minifloat
+from narrowcast.formats.multi import Multi, multi
 from narrowcast.formats.packing import pack, unpack
 from narrowcast.formats.philox import Stream, philox
 from narrowcast.formats.posit import Posit
@@ -27,6 +28,7 @@ __all__ = [
     "Layout",
     "Logarithmic",
     "Minifloat",
+    "Multi",
     "Posit",
     "Rounding",
     "Specials",
@@ -39,6 +41,7 @@ __all__ = [
     "formats",
     "from_quantiles",
     "known_names",
+    "multi",
     "pack",
     "philox",
     "rounding",

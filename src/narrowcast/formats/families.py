@@ -2,6 +2,10 @@
 
 The catalogue holds the formats that people call by name; a family makes any other member of a type from its name. Each
 format has one canonical name, which its family returns whatever spelling was asked for (``e4m3b7fn`` is ``e4m3fn``).
+
+Taking bits off a float32 is rounding to a member. Masking its low mantissa bits is ``e8mM`` under ``toward-zero``;
+fewer exponent bits, clipped above and flushed below, are ``eEm7_ftz_sat`` (Lee et al. 2024, "To FP8 and Back Again"; Li
+et al. 2018, "Exploration of Numerical Precision"). Another rounding shows how much of the effect is truncation's bias.
 """
 
 import re
