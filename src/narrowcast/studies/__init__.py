@@ -16,7 +16,12 @@ from narrowcast.studies.study import VERDICTS, Check, Outcome, Setting, Study, d
 
 KIND, VERSION = "narrowcast-study", 1
 #: number of the sheet -> module of this package
-_MODULES: dict[int, str] = {}
+_MODULES: dict[int, str] = {
+    16: "minifloat_ptq",
+    20: "fp8_int8",
+    81: "npe",
+    91: "scalable",
+}
 
 
 def numbers() -> list[int]:

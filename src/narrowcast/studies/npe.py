@@ -53,7 +53,7 @@ def _bits(plans: dict[str, Plan], model: nn.Module) -> float:
 def _arm(model: nn.Module, plans: dict[str, Plan], train: Images, test: Images, setting: Setting, seed: int) -> float:
     tuned = copy.deepcopy(model)
     prepare(tuned, plans)
-    fit(tuned, train, epochs=1 if setting.quick else 3, rate=1e-3, seed=setting.seed + seed)
+    fit(tuned, train, epochs=1 if setting.quick else 6, rate=1e-3, seed=setting.seed + seed)
     finish(tuned)
     return score(tuned, test)
 
@@ -64,7 +64,7 @@ def run(setting: Setting) -> Outcome:
     found: dict[str, list[float]] = {name: [] for name in ("float32", *_ARMS)}
     model: nn.Module = SmallCnn()
     for seed in range(1 if setting.quick else 3):
-        model = trained(SmallCnn, setting, train, epochs=5, seed=seed)
+        model = trained(SmallCnn, setting, train, epochs=15, seed=seed)
         found["float32"].append(_arm(model, {"*": Plan()}, train, test, setting, seed))
         for name, plans in list(_ARMS.items())[: 2 if setting.quick else None]:
             found[name].append(_arm(model, plans, train, test, setting, seed))

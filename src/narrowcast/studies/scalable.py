@@ -104,7 +104,7 @@ def _exact() -> list[Any]:
 def run(setting: Setting) -> Outcome:
     """Accuracy against cycles by width, then recovery from a shift of the data."""
     train, test = digits(setting)
-    model = trained(SmallCnn, setting, train, epochs=6)
+    model = trained(SmallCnn, setting, train, epochs=15)
     wide, calibration = score(model, test), train.head(256)
     rows: list[list[Any]] = [["float32", None, wide]]
     nets: dict[str, nn.Module] = {}
