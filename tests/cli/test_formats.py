@@ -31,7 +31,21 @@ def test_the_list_has_every_format_and_every_preset(capsys: pytest.CaptureFixtur
     assert [row["name"] for row in found["formats"]] == list(nc.formats())
     assert {row["name"]: row["spelling"] for row in found["presets"]} == {n: str(nc.cast(n)) for n in nc.PRESETS}
     text = shown(capsys)
-    assert all(name in text for name in [*nc.formats(), *nc.PRESETS])
+    assert all(name in text for name in [*nc.formats(), *nc.PRESETS, *nc.roundings()])
+
+
+def test_the_list_says_how_to_name_the_formats_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys)
+    assert all(nc.format(example) for row in found["families"] for example in row["examples"])
+    assert found["roundings"] == list(nc.roundings())
+    text = shown(capsys)
+    assert all(row["what"] in text for row in found["families"])
+
+
+@pytest.mark.parametrize("name", ["e3m3", "binary8p3", "q3.12_full", "nvint4", "bfp8", "int4-g128"])
+def test_formats_and_casts_beyond_the_catalogue_are_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = as_json(capsys, name)["formats"]
+    assert row["error"]["sqnr_db"] > 0
 
 
 def test_bits_per_element_count_the_scales(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from narrowcast.analysis.distributions import NORMAL, USUAL, distribution
 from narrowcast.analysis.format_error import TILES, FormatError, at_tile, cast_error, format_error, is_signed
 from narrowcast.analysis.grid import reach
 from narrowcast.formats import Format
+from narrowcast.formats import families as all_families
 from narrowcast.formats import formats as all_formats
 from narrowcast.quantize import PRESETS, Cast
 from narrowcast.quantize import cast as cast_of
@@ -19,6 +20,11 @@ SHAPE = (1024, 1024)  # of the tensor whose bits per element are stated
 def catalogue() -> list[dict[str, Any]]:
     """Return the facts of every catalogued format."""
     return [fmt.facts() for fmt in all_formats().values()]
+
+
+def families() -> list[dict[str, Any]]:
+    """Return how names spell out the fields of each family of formats, with examples."""
+    return [{"name": f.what.partition(":")[0], "what": f.what, "examples": list(f.examples)} for f in all_families()]
 
 
 def presets() -> list[dict[str, Any]]:

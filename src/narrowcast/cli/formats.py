@@ -6,11 +6,12 @@ from typing import Annotated, Any
 import typer
 
 from narrowcast.analysis.curves import crossings, curves, usual_crests
-from narrowcast.analysis.describe import catalogue, describe, presets
+from narrowcast.analysis.describe import catalogue, describe, families, presets
 from narrowcast.analysis.tensors import against as judged_on
 from narrowcast.cli.common import JsonFlag, SeedOption, console, emit, progress
 from narrowcast.cli.formats_text import show_against, show_all, show_some
 from narrowcast.errors import InputError
+from narrowcast.formats import roundings
 from narrowcast.io import open_tensors, write_atomic
 from narrowcast.quantize import cast as cast_of
 from narrowcast.report.formats import formats_page
@@ -39,7 +40,8 @@ def formats(
     if not names:
         if against is not None or out is not None:
             raise InputError("--against and --out need formats to judge: name some, e.g. e4m3fn mxfp4")
-        emit({"formats": catalogue(), "presets": presets()}, as_json, lambda: show_all(catalogue(), presets()))
+        payload = {"formats": catalogue(), "families": families(), "presets": presets(), "roundings": list(roundings())}
+        emit(payload, as_json, lambda: show_all(payload))
         return
     payload = _measure(names, against, seed, draw=(folder := out or (None if as_json else _PAGES)) is not None)
     page = None if folder is None else folder / "formats.html"

@@ -16,26 +16,31 @@ def number(x: float) -> str:
     return f"{x:.6g}"
 
 
-def show_all(formats: list[dict[str, Any]], presets: list[dict[str, Any]]) -> None:
-    """Print the catalogue and the presets as two tables."""
+def show_all(payload: dict[str, Any]) -> None:
+    """Print the catalogue, how to name what it leaves out, the presets and the roundings."""
     table = Table(box=None, pad_edge=False)
     table.add_column("format")
     for head in ("bits", "s/e/m", "max", "smallest normal", "smallest"):
         table.add_column(head, justify="right")
     table.add_column("specials")
-    for row in formats:
+    for row in payload["formats"]:
         layout = "/".join("-" if row[key] is None else str(row[key]) for key in _FIELDS)
         range_ = (number(row[key]) for key in ("max", "smallest_normal", "smallest"))
         table.add_row(row["name"], str(row["bits"]), layout, *range_, row["specials"])
     console.print(table)
     console.print("\ns/e/m: bits of sign, exponent and mantissa (or integer), at most; -: no such field\n")
+    console.print("Any other member of a family goes by a name that spells out its fields:")
+    for row in payload["families"]:
+        console.print(f"  {row['what']}", soft_wrap=True)
+    console.print()
     table = Table(box=None, pad_edge=False)
     table.add_column("preset")
     table.add_column("bits per element", justify="right")
     table.add_column("spelling")
-    for row in presets:
+    for row in payload["presets"]:
         table.add_row(row["name"], f"{row['bits_per_element']:.3f}", row["spelling"])
     console.print(table)
+    console.print(f"\nroundings: {', '.join(payload['roundings'])}")
 
 
 def show_some(found: list[dict[str, Any]]) -> None:
