@@ -130,6 +130,11 @@ def _real_equal(u: Tensor, random: Tensor | None) -> Tensor:
     return floor.add_(up).copysign_(u)
 
 
+def _real_flush(u: Tensor, random: Tensor | None) -> Tensor:
+    dithered = _real_stochastic(RANDOM_BITS - 1)(u, random)
+    return torch.where(u.abs() < 1.0, dithered, u.round())  # only below the first code is less than one step
+
+
 def _required(random: Tensor | None) -> Tensor:
     if random is None:
         raise InputError("stochastic rounding needs random bits: pass seed= or a Stream")
@@ -203,7 +208,7 @@ _MODES = {
         _dithered("stochastic", RANDOM_BITS),
         *(_dithered(f"stochastic-{r}", r) for r in range(1, RANDOM_BITS)),
         Rounding("stochastic-equal", _equal, random=True, real=_real_equal),
-        Rounding("stochastic-flush", _flush, random=True),
+        Rounding("stochastic-flush", _flush, random=True, real=_real_flush),
     )
 }
 
