@@ -40,8 +40,8 @@ def formats(
     if not names:
         if against is not None or out is not None:
             raise InputError("--against and --out need formats to judge: name some, e.g. e4m3fn mxfp4")
-        payload = {"formats": catalogue(), "families": families(), "presets": presets(), "roundings": list(roundings())}
-        emit(payload, as_json, lambda: show_all(payload))
+        listed = {"formats": catalogue(), "families": families(), "presets": presets(), "roundings": list(roundings())}
+        emit(listed, as_json, lambda: show_all(listed))
         return
     payload = _measure(names, against, seed, draw=(folder := out or (None if as_json else _PAGES)) is not None)
     page = None if folder is None else folder / "formats.html"
