@@ -7,6 +7,7 @@ from typing import Any
 from narrowcast.analysis.distributions import NORMAL, USUAL, distribution
 from narrowcast.analysis.format_error import TILES, FormatError, at_tile, cast_error, format_error, is_signed
 from narrowcast.analysis.grid import reach
+from narrowcast.analysis.hardware import MAC_BITS, mac
 from narrowcast.formats import Format
 from narrowcast.formats import families as all_families
 from narrowcast.formats import formats as all_formats
@@ -47,6 +48,9 @@ def describe(name: str, seed: int = 0) -> dict[str, Any]:
     found = {**fmt.facts(), "name": fmt.name if plain else name, "element": fmt.name, "reach": asdict(reach(fmt))}
     if not plain:
         found |= {"spelling": str(cast), "bits_per_element": cast.bits_per_element(SHAPE)}
+    if fmt.bits <= MAC_BITS:
+        unit = mac(fmt, fmt)
+        found["hardware"] = asdict(unit) | {"gates": unit.gates, "energy": unit.energy, "area": unit.area}
     if fmt.bits <= TABLE_BITS:
         found["values"] = fmt.values().tolist()
     errors = {d.name: format_error(fmt, d) if plain else cast_error(cast, d, seed=seed) for d in USUAL}

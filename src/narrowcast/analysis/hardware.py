@@ -38,6 +38,7 @@ CHECKS = (
     Constant("float16 multiply", 1.1, "pJ", _HOROWITZ),
     Constant("float32 multiply", 3.7, "pJ", _HOROWITZ),
 )
+MAC_BITS = 16  # widest format with a cost: nobody would build an exact accumulator for more
 _FIXED_FIELDS = ("minifloat", "integer")  # families whose fields lie in fixed places of the code
 _PUBLISHED_BITS = {"int32 multiply": 32, "float16 multiply": 11, "float32 multiply": 24}
 
@@ -104,8 +105,8 @@ def mac(a: Format, b: Format, depth: int = 1024) -> Mac:
     Raises InputError for formats of more than 16 bits, whose exact accumulator nobody would build.
     """
     for fmt in (a, b):
-        if fmt.bits > 16:
-            raise InputError(f"format {fmt} has {fmt.bits} bits; the cost model is for formats of at most 16")
+        if fmt.bits > MAC_BITS:
+            raise InputError(f"format {fmt} has {fmt.bits} bits; the cost model is for formats of at most {MAC_BITS}")
     if depth < 1:
         raise InputError(f"depth {depth}: expected at least one product")
     span, widths = product_span(a, b), (significand(a), significand(b))

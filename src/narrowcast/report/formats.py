@@ -10,6 +10,7 @@ from math import log2, prod
 from typing import Any
 
 from narrowcast.report.document import Section, render
+from narrowcast.report.silicon import silicon
 
 Data = dict[str, Any]
 
@@ -229,4 +230,4 @@ def _points(name: str, rows: list[Data]) -> Data:
     return {"name": name, "x": x, "y": y, "text": [row["name"] for row in rows], "mode": "markers"}
 
 
-_SECTIONS: tuple[Callable[[Data], Section | None], ...] = (_glance, _values, _spacing, _losses, _crest, _file)
+_SECTIONS: tuple[Callable[[Data], Section | None], ...] = (_glance, _values, _spacing, _losses, _crest, silicon, _file)
