@@ -60,4 +60,4 @@ def test_a_browser_draws_the_page(data, tmp_path):
         [str(CHROMIUM), *flags, (tmp_path / "formats.html").as_uri()], capture_output=True, text=True, timeout=120
     )
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert done.stdout.count('class="plot js-plotly-plot"') == 10
+    assert done.stdout.count('class="plot js-plotly-plot"') == 11
