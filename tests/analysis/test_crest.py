@@ -88,6 +88,11 @@ def test_the_law_rises_with_bits_and_falls_with_crest_for_integers():
     assert eight[0][1] > eight[1][1] > four[0][1] > four[1][1]
 
 
+def test_an_unsigned_format_keeps_of_magnitudes_what_its_signed_twin_keeps_of_numbers():
+    ends = [1.5, 3.0, 6.0]
+    assert gaussian_blocks(nc.cast("ue4m3"), ends) == gaussian_blocks(nc.cast("e4m3fn"), ends)
+
+
 def test_the_report_of_any_torch_model():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.LayerNorm(16), nn.Linear(40, 8))

@@ -48,6 +48,10 @@ def test_formats_and_casts_beyond_the_catalogue_are_shown(name: str, capsys: pyt
     assert row["error"]["sqnr_db"] > 0
 
 
+def test_an_unsigned_format_has_its_page_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "page: " in shown(capsys, "ue4m3")
+
+
 def test_bits_per_element_count_the_scales(capsys: pytest.CaptureFixture[str]) -> None:
     bits = {row["name"]: row["bits_per_element"] for row in as_json(capsys)["presets"]}
     assert bits["mxfp4"] == 4.25

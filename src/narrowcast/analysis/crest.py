@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from narrowcast.analysis.format_error import at_tile
+from narrowcast.analysis.format_error import at_tile, is_signed
 from narrowcast.analysis.loss import narrowed
 from narrowcast.formats import Minifloat
 from narrowcast.quantize import Cast
@@ -137,7 +137,7 @@ def gaussian_blocks(cast: Cast, ends: list[float], block: int = 32) -> list[tupl
     What the closed forms approximate, for every format and scale rule: the block's largest element is ``end``, the
     others are the quantiles of N(0, 1) within it; the cast is run on such blocks at 32 magnitudes per factor of two,
     and the errors are averaged. ``block`` says how much the largest element counts; no block's crest factor exceeds
-    its square root. A bare format gets float32 scales; a transform is taken to be done.
+    its square root. A bare format gets float32 scales, an unsigned one magnitudes; a transform is taken to be done.
     """
     law = replace(at_tile(cast, ROW), transform=None)
     magnitudes = 2.0 ** (torch.arange(_OCTAVE, dtype=torch.float64) / _OCTAVE)[:, None]
@@ -147,6 +147,7 @@ def gaussian_blocks(cast: Cast, ends: list[float], block: int = 32) -> list[tupl
     for end in ends:
         within = torch.special.ndtri(0.5 + (_below(end) - 0.5) * (2 * (torch.arange(_POINTS) + 0.5) / _POINTS - 1))
         x = torch.cat([torch.tensor([end]), within.float()]).double()
+        x = x if is_signed(cast.format) else x.abs()
         rows = (x * magnitudes).float()
         error = ((narrowed(law, rows)[0].double() - rows.double()) / magnitudes).square().mean(0)
         energy = float((x.square() * share).sum())
