@@ -10,21 +10,13 @@ from pathlib import Path
 
 import pytest
 
-TINY = {
-    "model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64,
-}  # fmt: skip
+from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model's config, a little text, and a cache of its own."""
-    folder = tmp_path_factory.mktemp("inputs")
-    (folder / "config.json").write_text(json.dumps(TINY))
-    (folder / "text").mkdir()
-    for n in range(4):
-        (folder / "text" / f"{n}.txt").write_text(f"def function_{n}(x):\n    return x + {n}\n" * 200)
-    return folder
+    return tiny.write(tmp_path_factory.mktemp("inputs"))
 
 
 def command(inputs: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:

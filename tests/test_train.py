@@ -10,26 +10,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import narrowcast.train as training
-from narrowcast.errors import CheckFailed, InputError
+from narrowcast.errors import CheckFailed, InputError, require_torch
 from narrowcast.evaluate import evaluate_folder
 from narrowcast.io import load_model
 from narrowcast.metrics import bits_per_byte, next_token_loss
-from narrowcast.train import TrainConfig, Trainer, require_torch, train
+from narrowcast.train import TrainConfig, Trainer, train
+from tests import tiny
 
 DATA = Path(os.environ.get("NARROWCAST_DATA") or Path(__file__).parents[2] / "shared" / "data")
-TINY = {
-    "model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64,
-}  # fmt: skip
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "config.json").write_text(json.dumps(TINY))
-    (tmp_path / "text").mkdir()
-    for n in range(4):
-        (tmp_path / "text" / f"{n}.txt").write_text(f"def function_{n}(x):\n    return x + {n}\n" * 200)
+    tiny.write(tmp_path)
     return TrainConfig(
         recipe="fp32", data=tmp_path / "text", model=tmp_path / "config.json", steps=6, batch=4, context=32, vocab=300,
         warmup=2, eval_every=3, eval_batches=2, checkpoint_every=3,

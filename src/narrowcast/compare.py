@@ -29,11 +29,11 @@ from narrowcast.analysis import (
     predict,
     probe,
 )
-from narrowcast.errors import CheckFailed, InputError
-from narrowcast.io import open_run, versions, write_atomic
+from narrowcast.errors import CheckFailed, InputError, require_torch
+from narrowcast.io import check_run, open_run, versions, write_atomic
 from narrowcast.nn import Conversion
 from narrowcast.recipes import Recipe, recipe, recipes
-from narrowcast.train import StepInfo, TrainConfig, TrainResult, build, require_torch, train
+from narrowcast.train import StepInfo, TrainConfig, TrainResult, build, train
 from narrowcast.workloads import TokenizedCorpus
 
 Json = dict[str, Any]
@@ -95,8 +95,9 @@ def compare(
     Raises InputError for bad input before anything runs. A recipe that diverges is a row that says so.
     """
     require_torch(torch.__version__)
+    check_run(out, resume=resume, overwrite=overwrite)
     start = Start(*build(config.training))  # bad data or a bad model shows here, before anything is written
-    open_run(out, config.to_json(), resume=resume, overwrite=overwrite)
+    open_run(out, {**config.to_json(), "corpus": start.tokens.corpus.digest[:16]}, resume=resume, overwrite=overwrite)
     runs = config.runs
     results = []
     for number, run in enumerate(runs):

@@ -310,11 +310,6 @@ def _parse(spelling: str) -> Cast:
         if (found := find(spelling)) is None:
             raise InputError(f"unknown format or cast {spelling!r}{nearest(spelling, [*known_names(), *PRESETS])}")
         return Cast(found)
-    if not 3 <= len(tokens) <= 5:
-        raise InputError(
-            f"malformed cast {spelling!r}: found {len(tokens)} parts, expected "
-            "format/tile/scale[/rounding[/transform]], e.g. e2m1fn/1x32/e8m0/nearest-even"
-        )
     parsers: tuple[Callable[[str], object], ...] = (format, tile, scale_rule, rounding_of, transform)
     parts: list[object] = []
     position = 0
@@ -324,6 +319,11 @@ def _parse(spelling: str) -> Cast:
         except InputError as error:
             raise InputError(f"malformed cast {spelling!r} at character {position + 1} ({token!r}): {error}") from None
         position += len(token) + 1
+    if not 3 <= len(tokens) <= len(parsers):
+        raise InputError(
+            f"malformed cast {spelling!r} at character {position + 1}: found {len(tokens)} parts, expected "
+            "format/tile/scale[/rounding[/transform]], e.g. e2m1fn/1x32/e8m0/nearest-even"
+        )
     return Cast(*parts)  # type: ignore[arg-type]
 
 

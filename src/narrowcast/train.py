@@ -5,7 +5,6 @@ the same of both. Everything that a step depends on is in the checkpoint, so a r
 gives the same losses bit for bit.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,9 +15,18 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from narrowcast.errors import CheckFailed, InputError
+from narrowcast.errors import CheckFailed, InputError, require_torch
 from narrowcast.health import name_first_non_finite
-from narrowcast.io import load_checkpoint, load_model, open_run, save_checkpoint, save_model, truncate_metrics
+from narrowcast.io import (
+    append_metrics,
+    check_run,
+    load_checkpoint,
+    load_model,
+    open_run,
+    save_checkpoint,
+    save_model,
+    truncate_metrics,
+)
 from narrowcast.metrics import mean_loss, next_token_loss
 from narrowcast.models import default_config, from_config
 from narrowcast.nn import Conversion
@@ -227,8 +235,7 @@ class Trainer:
 
     def _log(self, record: dict[str, Any]) -> None:
         if self.out is not None:
-            with (self.out / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            append_metrics(self.out / "metrics.jsonl", record)
 
     # --- checkpoints ---
 
@@ -239,8 +246,8 @@ class Trainer:
         for name, p in self.model.named_parameters():
             for key, value in self.optimizer.state.get(p, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
-        scaler = [self.scaler.scale, self.scaler.good, self.scaler.skipped] if self.scaler else None
-        save_checkpoint(self.out / "checkpoints", self.step, tensors, {"scaler": scaler})
+        state = {"scaler": self.scaler.state() if self.scaler else None}
+        save_checkpoint(self.out / "checkpoints", self.step, tensors, state)
 
     def load(self) -> None:
         """Continue from the newest checkpoint of the run folder, or from the start where there is none."""
@@ -251,7 +258,7 @@ class Trainer:
             self.step, tensors, state = found
             self._restore(tensors)
             if self.scaler is not None:
-                self.scaler.scale, self.scaler.good, self.scaler.skipped = state["scaler"]
+                self.scaler.restore(state["scaler"])
         for record in truncate_metrics(self.out / "metrics.jsonl", self.step if found else -1):
             key, losses = (
                 ("loss", self.result.train_losses) if "loss" in record else ("val_loss", self.result.val_losses)
@@ -293,20 +300,15 @@ def train(
     tensor that is not finite.
     """
     require_torch(torch.__version__)
+    if out is not None:
+        check_run(out, resume=resume, overwrite=overwrite)  # before the work that reading a corpus is
     trainer = Trainer(config, out)
     if out is not None:
-        open_run(out, config.to_json(), resume=resume, overwrite=overwrite)
+        settings = {**config.to_json(), "corpus": trainer.result.tokens.corpus.digest[:16]}
+        open_run(out, settings, resume=resume, overwrite=overwrite)
         if resume:
             trainer.load()
     result = trainer.run(on_step)
     if out is not None:
         save_model(result.model, result.tokens.tokenizer, out / "model")
     return result
-
-
-def require_torch(version: str, minimum: tuple[int, int] = (2, 11)) -> None:
-    """Raise InputError where torch ``version`` is older than ``minimum``."""
-    major, minor = (int(part) for part in version.split(".")[:2])
-    if (major, minor) < minimum:
-        needed = ".".join(map(str, minimum))
-        raise InputError(f"torch {version} is too old: expected {needed} or newer; pip install -U torch")

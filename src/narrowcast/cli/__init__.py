@@ -12,10 +12,11 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+import torch
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from narrowcast.errors import InputError, NarrowcastError, nearest
+from narrowcast.errors import InputError, NarrowcastError, nearest, require_torch
 
 VERBS = {
     "compare": "The main job: one model, one corpus, many recipes, side by side.",
@@ -43,7 +44,8 @@ def _app(**options: Any) -> typer.Typer:
 
 
 def load(verb: str) -> Any:
-    """Import ``verb`` and return its command."""
+    """Import ``verb`` and return its command; InputError where torch is too old for it."""
+    require_torch(torch.__version__)
     callback: Callable[..., None] = getattr(import_module(f"narrowcast.cli.{verb}"), verb)
     prose, _, example = (callback.__doc__ or "").partition("Example:")
     prose += "".join(f"\n\n`narrowcast {verb} {name}`: {what}" for name, what in WITHIN.get(verb, {}).items())

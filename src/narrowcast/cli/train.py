@@ -64,30 +64,44 @@ def train(
         lr=lr, warmup=warmup, schedule=schedule, weight_decay=weight_decay, clip=clip, vocab=vocab,
         eval_every=eval_every, checkpoint_every=checkpoint_every, backend=backend, seed=seed,
     )  # fmt: skip
-    writer = _writer(out) if tensorboard else None
+    board = _Board(out) if tensorboard else None
     with progress() as bar:
         task = bar.add_task(f"train {recipe}", total=steps, note="")
 
         def on_step(info: StepInfo) -> None:
             note = f"loss {info.loss:.3f}  {info.tokens_per_second:,.0f} tokens/s"
             bar.update(task, completed=info.step, note=note)
-            if writer is not None:
-                writer.add_scalar("loss", info.loss, info.step)
+            if board is not None:
+                board.add("loss", info.loss, info.step)
 
         result = run_training(config, out, resume=resume, overwrite=overwrite, on_step=on_step)
-    if writer is not None:
+    if board is not None:
         for step, loss in result.val_losses:
-            writer.add_scalar("validation loss", loss, step)
-        writer.close()
+            board.add("validation loss", loss, step)
+        board.close()
     emit(_payload(config, result, out), as_json, lambda: _show(config, result, out))
 
 
-def _writer(out: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("--tensorboard needs the package tensorboard: pip install 'narrowcast[tensorboard]'") from None
-    return SummaryWriter(str(out.with_name(out.name + "-tensorboard")))
+class _Board:
+    """TensorBoard events beside the run folder; nothing is written before the first value."""
+
+    def __init__(self, out: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError("--tensorboard needs its package: pip install 'narrowcast[tensorboard]'") from None
+        self._open = lambda: SummaryWriter(str(out.with_name(out.name + "-tensorboard")))
+        self._writer: Any = None
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """Add one value."""
+        self._writer = self._writer or self._open()
+        self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Push the events to the disk."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _payload(config: TrainConfig, result: TrainResult, out: Path) -> dict[str, Any]:

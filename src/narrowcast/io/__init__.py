@@ -4,11 +4,13 @@ from narrowcast.io.checkpoint import load_checkpoint, save_checkpoint
 from narrowcast.io.files import sha256, write_atomic
 from narrowcast.io.huggingface import load_model, save_model
 from narrowcast.io.provenance import versions
-from narrowcast.io.runs import open_run, read_settings, truncate_metrics
+from narrowcast.io.runs import append_metrics, check_run, open_run, read_settings, truncate_metrics
 from narrowcast.io.tensors import TensorFile, open_tensors, write_like
 
 __all__ = [
     "TensorFile",
+    "append_metrics",
+    "check_run",
     "load_checkpoint",
     "load_model",
     "open_run",

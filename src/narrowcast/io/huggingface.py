@@ -25,48 +25,57 @@ def load_model(path: Path, seed: int = 0) -> tuple[nn.Module, Path | None]:
     are drawn from ``seed``). Raises InputError for everything that is missing, truncated, foreign or not finite.
     """
     if not path.exists():
-        raise InputError(f"--model {path}: no such file or folder; give a model folder or a config.json")
+        raise InputError(f"model {path}: no such file or folder; give a model folder or a config.json")
     if path.is_file():
-        return from_config(_config(path), seed), None
+        return _built(path, seed), None
     if not (path / "config.json").is_file():
-        raise InputError(f"--model {path}: has no config.json; expected a Hugging Face model folder")
-    config = _config(path / "config.json")
+        raise InputError(f"model {path}: has no config.json; expected a Hugging Face model folder")
     files = _weight_files(path)
-    model = from_config(config, seed)
+    model = _built(path / "config.json", seed)
     _load_weights(model, files, path)
     tokenizer = path / "tokenizer.json"
     return model, tokenizer if tokenizer.is_file() else None
 
 
-def _config(path: Path) -> Any:
+def _built(path: Path, seed: int) -> nn.Module:
+    """Return the model that the config file ``path`` describes, with weights drawn from ``seed``."""
     from transformers import AutoConfig
 
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a JSON config ({error})") from None
+    settings = _json(path, "a JSON config")
     kind = settings.pop("model_type", None) if isinstance(settings, dict) else None
-    if kind is None:
+    if not isinstance(kind, str):
         raise InputError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
     try:
-        return AutoConfig.for_model(kind, **settings)
-    except ValueError as error:
-        raise InputError(f"{path}: transformers does not know model_type {kind!r} ({str(error)[:80]})") from None
+        return from_config(AutoConfig.for_model(kind, **settings), seed)
+    except Exception as error:  # each model class refuses its settings in its own way
+        why = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: transformers makes no language model of model_type {kind!r} ({why})") from None
+
+
+def _json(path: Path, what: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not {what} ({error})") from None
 
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        found = _json(index, "a JSON index of shards")
+        shards = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise InputError(f"{index}: has no weight_map from tensors to files; copy it again")
+        names = sorted(set(shards.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise InputError(f"--model {folder}: {len(missing)} of {len(names)} shards missing, first {missing[0]}")
+            raise InputError(f"model {folder}: {len(missing)} of {len(names)} shards missing, first {missing[0]}")
         return [folder / name for name in names]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl"))
     found = f"found {pickles[0]}, a pickle, which is refused unread" if pickles else "found no weights"
-    raise InputError(f"--model {folder}: {found}; expected model.safetensors (convert with save_pretrained)")
+    raise InputError(f"model {folder}: {found}; expected model.safetensors (convert with save_pretrained)")
 
 
 def _load_weights(model: nn.Module, files: list[Path], folder: Path) -> None:
@@ -79,17 +88,18 @@ def _load_weights(model: nn.Module, files: list[Path], folder: Path) -> None:
             raise InputError(f"{file}: truncated or not safetensors ({error}); copy it again") from None
     for name, tensor in state.items():
         if not tensor.isfinite().all():
-            raise InputError(f"--model {folder}: tensor {name} holds NaN or infinite values; the weights are damaged")
+            raise InputError(f"model {folder}: tensor {name} holds NaN or infinite values; the weights are damaged")
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
-        raise InputError(f"--model {folder}: {str(error).splitlines()[-1].strip()}") from None
+        misfit = str(error).splitlines()[-1].strip()
+        raise InputError(f"model {folder}: the weights do not fit config.json: {misfit}") from None
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     missing = [name for name in missing if name not in tied]
     if missing or unexpected:
         wrong = f"lacks {missing[0]}" if missing else f"holds unknown {unexpected[0]}"
         count = len(missing) + len(unexpected)
-        raise InputError(f"--model {folder}: the weights do not fit config.json: {wrong} ({count} such tensors)")
+        raise InputError(f"model {folder}: the weights do not fit config.json: {wrong} ({count} such tensors)")
     model.tie_weights()  # type: ignore[operator]
 
 

@@ -54,7 +54,7 @@ def read_settings(out: Path) -> dict[str, Any]:
     try:
         settings = json.loads((out / SETTINGS).read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{out / SETTINGS}: cannot be read ({error})") from None
+        raise InputError(f"{out / SETTINGS}: cannot be read ({error}); start anew with --overwrite") from None
     if not isinstance(settings, dict):
         raise InputError(f"{out / SETTINGS}: holds a {type(settings).__name__}, expected the settings of a run")
     return settings

@@ -1,6 +1,6 @@
 """Side wing: plain models. Knows nothing of precision."""
 
-from narrowcast.models.language import default_config, from_config, from_folder
+from narrowcast.models.language import default_config, from_config
 from narrowcast.models.quiet import quiet
 from narrowcast.models.vision import CifarResNet, SmallCnn, SmallVit, cifar_resnet
 
@@ -11,6 +11,5 @@ __all__ = [
     "cifar_resnet",
     "default_config",
     "from_config",
-    "from_folder",
     "quiet",
 ]

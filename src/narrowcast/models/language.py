@@ -1,6 +1,5 @@
 """Language models from `transformers`: the default small Llama, or any config."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,26 +39,3 @@ def from_config(config: Any, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return model.train()
-
-
-def from_folder(folder: Path) -> tuple[nn.Module, dict[str, list[str]]]:
-    """Return (float32 causal language model with the safetensors weights of ``folder``, what did not fit).
-
-    The second value lists ``missing``, ``unexpected`` and ``mismatched`` tensor names, each sorted. Nothing is
-    downloaded, no pickle is read and no code of the folder is run.
-    """
-    with quiet(), torch.random.fork_rng(devices=[]):
-        from transformers import AutoModelForCausalLM
-
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    mismatched = sorted(item if isinstance(item, str) else item[0] for item in found["mismatched_keys"])
-    wrong = {"missing": sorted(found["missing_keys"]), "unexpected": sorted(found["unexpected_keys"])}
-    return model.train(), {**wrong, "mismatched": mismatched}
