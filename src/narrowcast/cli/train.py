@@ -1,5 +1,6 @@
 """``narrowcast train``."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,12 +91,13 @@ class _Board:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise InputError("--tensorboard needs its package: pip install 'narrowcast[tensorboard]'") from None
-        self._open = lambda: SummaryWriter(str(out.with_name(out.name + "-tensorboard")))
+        self._open: Callable[[str], Any] = SummaryWriter
+        self._folder = str(out.with_name(out.name + "-tensorboard"))
         self._writer: Any = None
 
     def add(self, name: str, value: float, step: int) -> None:
         """Add one value."""
-        self._writer = self._writer or self._open()
+        self._writer = self._writer or self._open(self._folder)
         self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
