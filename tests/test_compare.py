@@ -43,7 +43,7 @@ class Tokens:
     """The little that compare asks of a tokenized corpus."""
 
     corpus = SimpleNamespace(
-        name="toy", files=3, train=("a", "b"), validation=("c",), skipped=(), bytes=3, split="by hand"
+        name="toy", files=3, train=("a", "b"), validation=("c",), skipped=(), bytes=3, split="by hand", digest="0" * 64
     )
     train = validation = torch.arange(100) % 16
     vocab = 16
