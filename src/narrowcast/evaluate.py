@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from narrowcast.errors import InputError
 from narrowcast.io import load_model, read_settings
 from narrowcast.io.runs import SETTINGS
 from narrowcast.metrics import bits_per_byte, mean_loss, perplexity
 from narrowcast.recipes import recipe
-from narrowcast.workloads import encode, load_corpus
+from narrowcast.workloads import encode, load_corpus, windows
 
 
 def evaluate_folder(
@@ -47,7 +45,7 @@ def evaluate_folder(
     longest = int(getattr(model.config, "max_position_embeddings", 2048))
     window = min(window or settings.get("context", 0) or longest, longest)
     start = getattr(model.config, "bos_token_id", None)
-    batches = _windows(documents, window, batch, limit, 0 if start is None else int(start))
+    batches = windows(documents, window, batch, limit, 0 if start is None else int(start))
     loss = mean_loss(model, batches)
     count = sum(b.shape[0] * (b.shape[1] - 1) for b in batches)
     size, total = sum(len(text.encode()) for text in texts), sum(len(d) for d in documents)
@@ -61,17 +59,3 @@ def evaluate_folder(
         "perplexity": perplexity(loss),
         "bits_per_byte": bits_per_byte(loss, total, size),
     }
-
-
-def _windows(documents: list[list[int]], window: int, batch: int, limit: int, start: int) -> list[torch.Tensor]:
-    """Return int64 ``[<= batch, <= window + 1]`` with ``start`` in front of each window; batches share one length."""
-    by_length: dict[int, list[list[int]]] = {}
-    taken = 0
-    for ids in documents:
-        for first in range(0, len(ids), window):
-            if limit and taken == limit:
-                break
-            piece = ids[first : first + window]
-            by_length.setdefault(len(piece), []).append([start, *piece])
-            taken += 1
-    return [torch.tensor(rows[i : i + batch]) for rows in by_length.values() for i in range(0, len(rows), batch)]

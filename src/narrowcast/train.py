@@ -151,9 +151,9 @@ def build(config: TrainConfig) -> tuple[nn.Module, TokenizedCorpus]:
 class Trainer:
     """One run: a model, its optimizer, and the loop around them. Use `train`, which drives it."""
 
-    def __init__(self, config: TrainConfig, out: Path | None) -> None:
+    def __init__(self, config: TrainConfig, out: Path | None, chosen: Recipe | None = None) -> None:
         self.config, self.out = config, out
-        self.recipe: Recipe = recipe(config.recipe)
+        self.recipe: Recipe = chosen or recipe(config.recipe)
         model, tokens = build(config)
         conversion = self.recipe.convert(model, backend=config.backend, seed=config.seed)
         self.model = model
@@ -285,6 +285,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    chosen: Recipe | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> TrainResult:
     """Train one model under one recipe.
@@ -294,15 +295,21 @@ def train(
         out: run folder (metrics, checkpoints, the final model), or None to keep everything in memory.
         resume: continue the run in ``out`` from its newest checkpoint; the settings must be the same.
         overwrite: replace the run in ``out``.
+        chosen: a recipe of your own, instead of the one that ``config`` names; it has no name to resume by, so the run
+            stays in memory.
         on_step: called after every update.
 
     Raises InputError for bad input, before anything is written; CheckFailed where the run diverges, naming the first
     tensor that is not finite.
     """
     require_torch(torch.__version__)
+    if chosen is not None and out is not None:
+        raise InputError(
+            f"recipe {chosen.name} is in no table, so a run in {out} could not be resumed; leave out empty"
+        )
     if out is not None:
         check_run(out, resume=resume, overwrite=overwrite)  # before the work that reading a corpus is
-    trainer = Trainer(config, out)
+    trainer = Trainer(config, out, chosen)
     if out is not None:
         settings = {**config.to_json(), "corpus": trainer.result.tokens.corpus.digest[:16]}
         open_run(out, settings, resume=resume, overwrite=overwrite)

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from narrowcast.analysis.crest import crest_factors, spread
 from narrowcast.analysis.format_error import TILES, at_tile, is_signed
@@ -121,7 +121,28 @@ def _add(total: dict[str, tuple[float, float]], losses: dict[str, Loss]) -> None
         total[size] = (signal + loss.signal, noise + loss.noise)
 
 
-def named(model: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+@torch.no_grad()
+def inputs_of(model: nn.Module, forward: Callable[[], object], rows: int = 4096) -> dict[str, Tensor]:
+    """Run ``forward`` and return what each linear layer of ``model`` multiplied first, float32 ``[<= rows, in]``."""
+    caught: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any], None]:
+        def catch(layer: nn.Module, args: Any) -> None:
+            caught.setdefault(name, args[0].reshape(-1, args[0].shape[-1])[:rows].float().clone())
+
+        return catch
+
+    linears = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
+    handles = [layer.register_forward_pre_hook(note(name)) for name, layer in linears]
+    try:
+        forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return caught
+
+
+def named(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Return the parameters of ``model`` as `against` takes them: `against(named(model), casts)` is a crest report."""
     for name, parameter in model.named_parameters():
         yield name, parameter.detach()

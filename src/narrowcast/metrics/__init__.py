@@ -1,6 +1,7 @@
 """Side wing: measures as pure functions."""
 
 from narrowcast.metrics.accuracy import accuracy
+from narrowcast.metrics.divergence import top_divergence
 from narrowcast.metrics.perplexity import bits_per_byte, mean_loss, next_token_loss, perplexity
 
-__all__ = ["accuracy", "bits_per_byte", "mean_loss", "next_token_loss", "perplexity"]
+__all__ = ["accuracy", "bits_per_byte", "mean_loss", "next_token_loss", "perplexity", "top_divergence"]

@@ -111,6 +111,24 @@ def encode(texts: tuple[str, ...], tokenizer_file: Path) -> list[list[int]]:
     return [encoding.ids for encoding in encodings]
 
 
+def windows(documents: list[list[int]], window: int, batch: int, limit: int = 0, start: int = 0) -> list[Tensor]:
+    """Cut ``documents`` (ids) into windows that each begin with the token ``start``, so that every id counts once.
+
+    Returns int64 ``[<= batch, <= window + 1]``; the windows of one batch are equally long. At most ``limit`` windows, 0
+    for all.
+    """
+    by_length: dict[int, list[list[int]]] = {}
+    taken = 0
+    for ids in documents:
+        for first in range(0, len(ids), window):
+            if limit and taken == limit:
+                break
+            piece = ids[first : first + window]
+            by_length.setdefault(len(piece), []).append([start, *piece])
+            taken += 1
+    return [torch.tensor(rows[i : i + batch]) for rows in by_length.values() for i in range(0, len(rows), batch)]
+
+
 def _cached_tokenizer(corpus: Corpus, vocab: int) -> str:
     """Return the serialized BPE of ``vocab`` entries trained on the training texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

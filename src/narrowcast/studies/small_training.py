@@ -1,0 +1,62 @@
+"""A Llama of half a million parameters, trained for a minute under a recipe of the study's own."""
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from narrowcast.recipes import Recipe
+from narrowcast.studies.study import Setting
+from narrowcast.train import TrainConfig, TrainResult, train
+
+_CONFIG = {
+    "model_type": "llama", "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256, "initializer_range": 0.04,
+    "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 0,
+}  # fmt: skip
+_QUICK = {"steps": 2, "batch": 2, "context": 32, "eval_batches": 1, "warmup": 1}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Final validation losses of one recipe, in nats per token, by seed."""
+
+    name: str
+    losses: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.losses)
+
+    @property
+    def listed(self) -> str:
+        """The losses as text."""
+        return ", ".join(f"{loss:.4f}" for loss in self.losses)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over the seeds; 0 of one."""
+        return statistics.stdev(self.losses) if len(self.losses) > 1 else 0.0
+
+
+def trained(chosen: Recipe, setting: Setting, seed: int, *, steps: int = 150, lr: float = 4e-3) -> TrainResult:
+    """Train the small Llama on tiny Shakespeare and return the result; a quick run takes two steps."""
+    text = setting.folder("text") / "tinyshakespeare.txt"
+    sizes = _QUICK if setting.quick else {"steps": steps, "batch": 8, "context": 64, "eval_batches": 32}
+    with TemporaryDirectory() as folder:
+        model = Path(folder) / "config.json"
+        model.write_text(json.dumps(_CONFIG))
+        config = TrainConfig(data=text, model=model, seed=seed, lr=lr, eval_every=10**9, vocab=512, **sizes)  # type: ignore[arg-type]
+        return train(config, chosen=chosen)
+
+
+def over_seeds(chosen: Recipe, setting: Setting, *, seeds: int = 3, steps: int = 150, lr: float = 4e-3) -> Spread:
+    """Train ``chosen`` under ``seeds`` seeds, one in a quick run."""
+    count = 1 if setting.quick else seeds
+    losses = []
+    for seed in range(setting.seed, setting.seed + count):
+        losses.append(trained(chosen, setting, seed, steps=steps, lr=lr).final_val_loss)
+        setting.note(f"{chosen.name}, seed {seed}: validation loss {losses[-1]:.4f}")
+    return Spread(chosen.name, tuple(losses))
