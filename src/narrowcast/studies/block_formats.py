@@ -1,6 +1,5 @@
 """What study 33 measures on models: block formats on real tensors, on a language model's predictions, in training."""
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -9,17 +8,17 @@ from torch import Tensor, nn
 from narrowcast.analysis.loss import narrowed
 from narrowcast.analysis.tensors import inputs_of, matrix
 from narrowcast.formats import format
-from narrowcast.io import load_model, open_tensors
+from narrowcast.io import open_tensors
 from narrowcast.metrics import top_divergence
 from narrowcast.nn.spec import LinearSpec
 from narrowcast.ops import WIDE, Gemm
 from narrowcast.quantize import Cast, cast
 from narrowcast.recipes import Recipe, recipe
 from narrowcast.studies.small_training import Spread, over_seeds
+from narrowcast.studies.stories import load_stories
 from narrowcast.studies.study import Setting
 from narrowcast.studies.through import Through
 from narrowcast.transforms import Hadamard
-from narrowcast.workloads import encode, windows
 
 _MX, _NV = "1x32+pad/e8m0-ceil", "1x16+pad/e4m3fn+fp32"
 CASTS = {
@@ -34,22 +33,14 @@ Tensors = dict[str, dict[str, Tensor]]
 
 def real_tensors(setting: Setting) -> Tensors:
     """Return weights and inputs of the language model's linear layers, and the kernels of a ResNet20."""
-    model, batches = _stories(setting)
-    inputs = inputs_of(model, lambda: model(input_ids=batches[0][:, :-1], use_cache=False), rows=1024)
+    stories = load_stories(setting)
+    model = stories.model
+    inputs = inputs_of(model, lambda: logits_of(model, stories.batches[0]), rows=1024)
     weights = {name: layer.weight.detach() for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     kernels = {name: matrix(t) for name, t in open_tensors(setting.folder("cifar10") / "resnet20.safetensors")}
     resnet = {name: t for name, t in kernels.items() if t is not None and t.shape[1] >= 32}
     found = {"language model, weights": weights, "language model, inputs": inputs, "ResNet20, weights": resnet}
     return {group: dict(list(t.items())[:2]) for group, t in found.items()} if setting.quick else found
-
-
-def _stories(setting: Setting) -> tuple[nn.Module, list[Tensor]]:
-    folder = setting.folder("lm-stories260K") / "hf"
-    model, tokenizer = load_model(folder)
-    assert tokenizer is not None
-    text = (setting.folder("text") / "tinystories_val100.txt").read_text()
-    batches = windows(encode((text,), tokenizer), 128, 8, limit=2 if setting.quick else 64, start=1)
-    return model.eval(), batches
 
 
 def _rotated(name: str) -> Cast:
@@ -72,18 +63,17 @@ def decibels_of(tensors: dict[str, Tensor]) -> dict[str, list[tuple[float, float
 
 def divergences(setting: Setting) -> dict[str, tuple[float, float]]:
     """Return, per format, the KL divergence from the float32 model, plainly cast and rotated, in nats."""
-    model, batches = _stories(setting)
-    wide = [_logits(model, b) for b in batches]
+    stories = load_stories(setting)
+    wide = [logits_of(stories.model, batch) for batch in stories.batches]
     found = {}
     for name, plain in CASTS.items():
         both = []
         for rotation in (None, Hadamard(plain.tile.cols, "fixed")):
             forward, wide_gemm = Gemm(plain, plain, transform=rotation), Gemm(WIDE, WIDE)
-            narrow = copy.deepcopy(model)
             spec = LinearSpec(forward, wide_gemm, wide_gemm)
-            Recipe(name, "direct cast", "sheet 33", spec).convert(narrow, backend="emulate")
-            each = [top_divergence(w, _logits(narrow, b)) for w, b in zip(wide, batches, strict=True)]
-            sizes = [b.numel() - len(b) for b in batches]
+            narrow = stories.converted(Recipe(name, "direct cast", "sheet 33", spec))
+            each = [top_divergence(w, logits_of(narrow, b)) for w, b in zip(wide, stories.batches, strict=True)]
+            sizes = [batch.numel() - len(batch) for batch in stories.batches]
             both.append(sum(d * n for d, n in zip(each, sizes, strict=True)) / sum(sizes))
         found[name] = (both[0], both[1])
         setting.note(f"{name}: KL {both[0]:.3g}, rotated {both[1]:.3g}")
@@ -91,7 +81,8 @@ def divergences(setting: Setting) -> dict[str, tuple[float, float]]:
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, batch: Tensor) -> Tensor:
+def logits_of(model: nn.Module, batch: Tensor) -> Tensor:
+    """Return the logits ``[batch, context, vocabulary]`` of a language model for ``batch`` ``[batch, context + 1]``."""
     logits: Tensor = model(input_ids=batch[:, :-1], use_cache=False).logits
     return logits
 

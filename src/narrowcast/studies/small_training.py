@@ -20,10 +20,17 @@ _QUICK = {"steps": 2, "batch": 2, "context": 32, "eval_batches": 1, "warmup": 1}
 
 @dataclass(frozen=True)
 class Spread:
-    """Final validation losses of one recipe, in nats per token, by seed."""
+    """What became of one recipe over the seeds.
+
+    Attributes:
+        name: of the recipe.
+        losses: final validation losses in nats per token, one a seed.
+        last: the run of the last seed, with its model.
+    """
 
     name: str
     losses: tuple[float, ...]
+    last: TrainResult
 
     @property
     def mean(self) -> float:
@@ -57,6 +64,7 @@ def over_seeds(chosen: Recipe, setting: Setting, *, seeds: int = 3, steps: int =
     count = 1 if setting.quick else seeds
     losses = []
     for seed in range(setting.seed, setting.seed + count):
-        losses.append(trained(chosen, setting, seed, steps=steps, lr=lr).final_val_loss)
+        last = trained(chosen, setting, seed, steps=steps, lr=lr)
+        losses.append(last.final_val_loss)
         setting.note(f"{chosen.name}, seed {seed}: validation loss {losses[-1]:.4f}")
-    return Spread(chosen.name, tuple(losses))
+    return Spread(chosen.name, tuple(losses), last)
