@@ -198,7 +198,7 @@ def _vision_checks(found: dict[str, Any]) -> list[Check]:
 
 def _vision_table(found: dict[str, Any]) -> dict[str, Any]:
     seeds = ", ".join(f"{one:.2f}" for one in found["wide"])
-    title = f"ViT on MNIST: accuracy in percent, mean over {len(found['wide'])} seeds (float32 {seeds})"
+    title = f"ViT on MNIST: accuracy in percent, mean of {len(found['wide'])} seeds (float32 {seeds})"
     return {"title": title, "columns": ["weights", "inputs", *METHODS], "rows": _rows(_mean(found), ".2f")}
 
 
@@ -207,8 +207,8 @@ _NOTES = (
     "ABFP-64 gives every 64 elements of either side a bfloat16 scale. Biases, norms, embeddings, the language model's "
     "head and the products inside attention stay wide.",
     "The language model is 64 wide, so one ABFP block is a whole row of most of its layers.",
-    "Its text is 80 stories; 20 others calibrate SmoothQuant and GPTQ. The ViT has about 200,000 parameters and is trained "
-    "here on 8,000 digits, judged on 2,000 others; 256 training digits calibrate.",
+    "Its text is 80 stories; 20 others calibrate SmoothQuant and GPTQ. The ViT has about 200,000 parameters and is "
+    "trained here on 8,000 digits, judged on 2,000 others; 256 training digits calibrate.",
     "Not tried: RPTQ (channels reordered into clusters with scales of their own), static scales, and the paper's "
     "models (OPT, CodeGen, Stable Diffusion, Maskformer, ImageBind, Graphormer).",
     "Near float32 means: at most 5 % more bits per byte, at most one point of accuracy less.",

@@ -5,4 +5,15 @@ from narrowcast.workloads.corpus import Corpus, load_corpus
 from narrowcast.workloads.images import Images, cifar10, mnist
 from narrowcast.workloads.tokens import TokenizedCorpus, encode, tokenize, windows
 
-__all__ = ["Corpus", "Images", "TokenizedCorpus", "cifar10", "encode", "fit", "load_corpus", "mnist", "tokenize", "windows"]
+__all__ = [
+    "Corpus",
+    "Images",
+    "TokenizedCorpus",
+    "cifar10",
+    "encode",
+    "fit",
+    "load_corpus",
+    "mnist",
+    "tokenize",
+    "windows",
+]
