@@ -60,11 +60,11 @@ def power_of_two_scale(rule: str, amax: float, fmt) -> tuple[list[float], float]
     return [2.0**k], 2.0**-k
 
 
-def wide_scale(amax: float, fmt) -> tuple[list[float], float]:
-    """A float32 scale: amax / max, at least the smallest normal float32."""
+def wide_scale(amax: float, fmt, headroom: int = 0) -> tuple[list[float], float]:
+    """A float32 scale: amax / max, at least the smallest normal float32; ``headroom`` binades larger."""
     if not math.isfinite(amax):
         return [math.nan], math.nan
-    scale = 1.0 if amax == 0 else max(f32(amax / fmt.max), 2.0**-126)
+    scale = 1.0 if amax == 0 else max(f32(amax / fmt.max * 2.0**headroom), 2.0**-126)
     return [scale], f32(1 / scale)
 
 
@@ -91,7 +91,7 @@ def tile_scale(spelling: str, amax: float, whole: float, fmt, format_of) -> tupl
     """The scale of one tile, by the scale token of a cast's spelling; ``format_of`` looks up a scale format."""
     base, _, rule = spelling.partition("-")
     if base == "fp32":
-        return wide_scale(amax, fmt)
+        return wide_scale(amax, fmt, int(rule.removeprefix("headroom") or 0))
     if base == "e8m0":
         return power_of_two_scale(rule or "floor", amax, fmt)
     name, plus, _ = spelling.partition("+")

@@ -8,7 +8,7 @@ import torch
 
 import narrowcast as nc
 from narrowcast.analysis.distributions import LAPLACE, NORMAL, UNIFORM, USUAL, distribution, student
-from narrowcast.analysis.format_error import at_tile, cast_error, format_error, scaled_error
+from narrowcast.analysis.format_error import at_tile, cast_error, format_error, headroom, scaled_error
 from narrowcast.errors import InputError
 from narrowcast.formats import Minifloat, Specials
 from narrowcast.scaling import tile
@@ -64,6 +64,11 @@ def test_a_distribution_is_the_one_of_scipy_with_variance_1(found, witness):
     assert witness.var() == pytest.approx(1)
     assert float(found.quantiles().mean()) == pytest.approx(0, abs=1e-12)
     assert found is distribution(found.name)
+
+
+@pytest.mark.parametrize("name", ["int8", "e4m3fn", "e2m1fn", "uint4", "nf4", "float16"])
+def test_formats_as_fine_at_the_top_as_anywhere_need_no_headroom(name):
+    assert headroom(nc.format(name)) == 0
 
 
 def test_samples_repeat_and_follow_their_seed():
@@ -135,8 +140,16 @@ def test_a_heavier_tail_costs_integers_and_not_floats():
 def test_another_tile_keeps_the_rest_of_the_cast():
     assert str(at_tile(nc.cast("nvfp4"), tile("1x32"))) == "e2m1fn/1x32/e4m3fn+fp32/nearest-even"
     assert str(at_tile(nc.cast("int8"), tile("row"))) == "int8/row/fp32/nearest-even"
+    assert str(at_tile(nc.cast("posit8_1"), tile("1x32"))) == "posit8_1/1x32/fp32-headroom10/nearest-even"
     assert str(at_tile(nc.cast("bfloat16"), tile("row"))) == "bfloat16/row/one/nearest-even"
     assert str(at_tile(nc.cast("e4m3fn/tensor/fp32-delayed16"), tile("1x32"))) == "e4m3fn/1x32/fp32/nearest-even"
+
+
+@pytest.mark.parametrize("name", ["posit8_1", "hif8", "posit16_2"])
+def test_headroom_makes_a_tapered_format_as_good_in_tiles_as_under_its_best_fixed_scale(name):
+    assert cast_error(at_tile(nc.cast(name), tile("tensor"))).sqnr == pytest.approx(
+        format_error(nc.format(name)).sqnr, abs=0.2
+    )
 
 
 def test_a_finer_tile_of_float32_scales_never_hurts_integers():

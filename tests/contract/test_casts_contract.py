@@ -28,6 +28,7 @@ UNUSUAL = [
     "e2m1fn/1x32/e8m0/nearest-even/hadamard32", "e4m3fn/row/fp32/nearest-even/hadamard16-fixed",
     "e2m1fn/1x16/ue2m6+fp32", "e4m3fn/1x32/ue8m3_ieee/stochastic-equal", "int8_full/4x32/binary8p4ue/stochastic-flush",
     "e2m1fn/1x32+pad/e8m0/stochastic/hadamard64-fresh", "int8/16x16+pad/fp32/nearest-even/hadamard8",
+    "posit8_1/1x32/fp32-headroom22", "e4m3fn/row/fp32-headroom3/stochastic",
 ]  # fmt: skip
 TABLE = sorted({str(cast(s)) for s in [*PRESETS, *UNUSUAL]} | FROM_RECIPES)
 every_cast = pytest.mark.parametrize("spelling", TABLE)

@@ -218,7 +218,9 @@ def test_one_bad_block_poisons_itself_and_under_two_levels_the_whole_tensor():
     assert scale_rule("e4m3fn+fp32").scale(amax, format_("e2m1fn")).into.isnan().all()
 
 
-@pytest.mark.parametrize("spelling", [*SPELLINGS, "one", "fp32-delayed16", "e8m0", "ue5m3_ieee+fp32", "float32"])
+@pytest.mark.parametrize(
+    "spelling", [*SPELLINGS, "one", "fp32-delayed16", "fp32-headroom22", "e8m0", "ue5m3_ieee+fp32", "float32"]
+)
 def test_spelling_round_trip(spelling):
     rule = scale_rule(spelling)
     assert scale_rule(str(rule)) == rule
@@ -240,6 +242,8 @@ def test_bits():
         ("e8m0-flor", "nearest: floor"),
         ("fp32-delayed", "expected delayedN"),
         ("fp32-delayed0", "expected delayedN"),
+        ("fp32-headroom0", "or headroomN"),
+        ("fp32-headroom200", "0 to 126"),
         ("one-more", "unknown format"),
         ("e4m3fn+fp16", "optionally with"),
         ("int8", "a float format such as"),

@@ -14,6 +14,7 @@ from narrowcast.quantize import cast as cast_of
 
 BLOCK = 32  # elements of the blocks that a cast without tiles of its own is judged in
 _LARGEST = 4096  # of a whole row or tensor, as far as its largest element counts
+_MATERIAL = 0.3  # dB by which each of two formats must lead somewhere
 _ENDS = [1.05 * 1.09**i for i in range(32)]  # 1.05 to 15: where Gaussian blocks end, in standard deviations
 
 
@@ -58,6 +59,8 @@ def _first_crossing(a: dict[str, Any], b: dict[str, Any]) -> tuple[float, float,
         return None
     grid = [low * (high / low) ** (i / 200) for i in range(201)]
     gaps = [_at(a, k) - _at(b, k) for k in grid]
+    if min(max(gaps), -min(gaps)) < _MATERIAL:
+        return None  # two laws that are almost one
     for i in range(len(grid) - 1):
         if gaps[i] * gaps[i + 1] < 0 and math.copysign(1, gaps[i]) == math.copysign(1, gaps[0]):
             share = gaps[i] / (gaps[i] - gaps[i + 1])

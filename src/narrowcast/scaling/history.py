@@ -42,7 +42,7 @@ class Delayed:
         """Parse ``delayedN``."""
         found = re.fullmatch(r"delayed([1-9]\d*)", text)
         if found is None:
-            raise InputError(f"unknown fp32 scale rule {text!r}: expected delayedN, e.g. delayed16")
+            raise InputError(f"unknown fp32 scale rule {text!r}: expected delayedN, e.g. delayed16, or headroomN")
         return Delayed(int(found[1]))
 
 

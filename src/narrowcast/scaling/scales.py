@@ -13,6 +13,7 @@ A scale always multiplies to get back: ``x ~ value * scale``. A rule turns ``ama
 Sources: OCP MX v1.0, 6.3 (floor); formats-reference, section 3.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -133,13 +134,23 @@ class Wide(ScaleRule):
     """A float32 scale, amax / max(element), with current or delayed amax.
 
     ``into`` is the float32 reciprocal of the float32 scale: two roundings, the same on every device.
+
+    Attributes:
+        history: amax history, or None for the current amax.
+        headroom: how many binades the top of the format stands above amax: posits and HiFloat8 are finest around 1, far
+            below their maximum.
     """
 
     history: Delayed | None = None
+    headroom: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.headroom <= 126 or (self.headroom and self.history):
+            raise InputError(f"scale fp32: expected a headroom of 0 to 126 without a history, found {self.headroom}")
 
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return float32 scales."""
-        scale = _divided(amax, element.max).clamp_min(SMALLEST)
+        scale = _divided(amax, element.max / 2.0**self.headroom).clamp(SMALLEST, FLOAT32_MAX)
         scale = _poisoned(torch.where(amax == 0, 1.0, scale), amax)
         return Scale(scale, (scale,), scale.reciprocal())
 
@@ -158,7 +169,7 @@ class Wide(ScaleRule):
         return self.history
 
     def __str__(self) -> str:
-        return f"fp32-{self.history}" if self.history else "fp32"
+        return f"fp32-{self.history or f'headroom{self.headroom}'}" if self.history or self.headroom else "fp32"
 
 
 def _exponent_and_mantissa(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -320,12 +331,15 @@ class TwoLevel(ScaleRule):
 
 
 def scale_rule(text: str) -> ScaleRule:
-    """Parse a scale token: ``one``, ``fp32``, ``fp32-delayed16``, ``e8m0[-RULE]``, ``FLOAT`` or ``FLOAT+fp32``."""
+    """Parse a scale token: ``one``, ``fp32``, ``fp32-delayed16``, ``fp32-headroom22``, ``e8m0[-RULE]``, ``FLOAT`` or
+    ``FLOAT+fp32``.
+    """
     base, _, rule = text.partition("-")
     if base == "one" and not rule:
         return One()
     if base == "fp32":
-        return Wide(Delayed.parse(rule)) if rule else Wide()
+        headroom = re.fullmatch(r"headroom([1-9]\d*)", rule)
+        return Wide(headroom=int(headroom[1])) if headroom else Wide(Delayed.parse(rule)) if rule else Wide()
     if base in ("e8m0", "ue8m0", "e8m0fnu"):
         return PowerOfTwo(rule) if rule else PowerOfTwo()
     name, plus, second = text.partition("+")
