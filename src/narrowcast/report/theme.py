@@ -68,7 +68,8 @@ def _trace(series: dict[str, Any], place: int, count: int) -> dict[str, Any]:
         return {**trace, "type": "bar", "marker": {"color": colour}}
     if mode == "labels":
         text = series.get("text") or [series["name"]] * len(series["x"])
-        return {**trace, "type": "scatter", "mode": "markers+text", "text": text, "textposition": ("top center", "bottom center")[place % 2],
+        beside = ("top center", "bottom center")[place % 2]
+        return {**trace, "type": "scatter", "mode": "markers+text", "text": text, "textposition": beside,
                 "textfont": LABEL, "marker": {"color": colour, "size": 9}}  # fmt: skip
     if mode == "ticks":
         return {**trace, "type": "scatter", "mode": "markers",
