@@ -207,7 +207,7 @@ _NOTES = (
     "validation text) and a ResNet20 (CIFAR-10); the paper's are LLMs of 0.6 to 235 billion parameters.",
     "Blocks of 32 cannot have a crest factor above the square root of 32, 5.66: below the crossover of INT8 and FP8, "
     "7.55. So under these laws MXINT8 wins on any block of 32, and the crossover matters to wider tiles only.",
-    "NVINT4 beats NVFP4 here before any rotation, but not on the language model's inputs: weights of small models have no "
+    "NVINT4 beats NVFP4 here before any rotation, but not on the language model's inputs: small models' weights have no "
     "outliers, and the crest factors of most blocks lie below the crossover as they are.",
     "Divergence is over float32's 25 likeliest tokens, both distributions renormalised over them; rotation is a "
     "Hadamard matrix of the block's size after fixed random signs; axes that no block divides are filled with zeros.",

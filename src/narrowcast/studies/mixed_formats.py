@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from narrowcast.metrics import accuracy
-from narrowcast.models.vision import SmallVit
+from narrowcast.models import SmallVit
 from narrowcast.ptq import Percentile, Solver
 from narrowcast.ptq.pipeline import quantize_model
 from narrowcast.ptq.recipe import PtqRecipe, Scheme, Smooth
@@ -19,7 +19,7 @@ from narrowcast.quantize import cast
 from narrowcast.studies.block_formats import logits_of
 from narrowcast.studies.stories import Stories, load_stories
 from narrowcast.studies.study import Check, Outcome, Setting, Study, at_least, at_most, equal
-from narrowcast.workloads import fit, mnist
+from narrowcast.studies.vision import digits, quantized, trained
 
 #: (weights, inputs) of each survey row
 W4A8 = (("int4", "int8"), ("int4", "e4m3fn"), ("e2m1fn", "int8"), ("e2m1fn", "e4m3fn"), ("e1m2fn", "e4m3fn"))
@@ -158,26 +158,15 @@ def _plot(wide: float, found: Survey) -> dict[str, Any]:
 
 def _vision(setting: Setting) -> dict[str, Any]:
     """Train a ViT per seed and survey each; return accuracies in percent: ``wide`` by seed, ``surveys`` by seed."""
-    train, test = mnist(setting.folder("mnist"))
+    train, test = digits(setting)
+    tests, calibration = test.head(64 if setting.quick else 2000).batches(500), train.head(16 if setting.quick else 256)
     wide, surveys = [], []
-    for seed in range(setting.seed, setting.seed + (1 if setting.quick else 3)):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = SmallVit()
-        fit(model, train.head(64) if setting.quick else train, epochs=1 if setting.quick else 5, seed=seed)
-        tests = test.head(64 if setting.quick else 2000).batches(500)
+    for seed in range(1 if setting.quick else 3):
+        model = trained(SmallVit, setting, train, epochs=5, seed=seed)
         wide.append(accuracy(model, tests))
         setting.note(f"ViT, seed {seed}: accuracy {wide[-1]:.2f} %")
-        calibration = train.pixels[: 16 if setting.quick else 256]
-        surveys.append(_survey(partial(_vit_under, model, tests, calibration), setting))
+        surveys.append(_survey(lambda r, m=model: accuracy(quantized(m, r, calibration), tests), setting))  # type: ignore[misc]
     return {"wide": wide, "surveys": surveys}
-
-
-@torch.no_grad()
-def _vit_under(wide: nn.Module, tests: list[tuple[Tensor, Tensor]], calibration: Tensor, recipe: PtqRecipe) -> float:
-    model = copy.deepcopy(wide)
-    quantize_model(model, recipe, [partial(model, calibration)])
-    return accuracy(model, tests)
 
 
 def _mean(found: dict[str, Any]) -> Survey:
