@@ -19,7 +19,10 @@ KIND, VERSION = "narrowcast-study", 1
 _MODULES: dict[int, str] = {
     16: "minifloat_ptq",
     20: "fp8_int8",
+    27: "hifloat8",
+    28: "fp8_formats",
     33: "int_versus_fp",
+    52: "mixed_formats",
     81: "npe",
     91: "scalable",
 }
