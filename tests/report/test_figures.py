@@ -3,17 +3,14 @@
 import itertools
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
+from tests.browser import browse, needs_chromium
 from tests.report.made_up import OPERANDS, SITES, report
 
 from narrowcast.report import render, summary
 from narrowcast.report.figures import _apart, colours, dashes, drift_figure, gap_figure, heat_maps, loss_figure
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def test_each_recipe_has_one_colour_and_dash_of_its_own() -> None:
@@ -92,17 +89,6 @@ def test_findings_where_all_are_worse_or_none_ran() -> None:
 # --- in a browser, off the network ---
 
 
-def browse(page: str, folder: Path) -> tuple[str, list[str]]:
-    """Return the page's DOM after its scripts ran, and what they wrote to the console."""
-    (folder / "page.html").write_text(page, encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update", "--enable-logging=stderr", "--v=0",
-             "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={folder / 'profile'}",
-             "--virtual-time-budget=10000", "--dump-dom", (folder / "page.html").as_uri()]  # fmt: skip
-    done = subprocess.run([str(CHROMIUM), *flags], capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
 #: works the controls as a reader would, and writes down what came of it
 PROBE = """<script>
 const pick = (id, value) => { document.getElementById(id).value = value;
@@ -120,12 +106,14 @@ document.body.append(note);
 </script></body>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; .ci/run installs it")
+@needs_chromium
 def test_controls_work_in_a_browser_without_network_or_error(tmp_path: Path) -> None:
     dom, console = browse(render(report()).replace("</body>", PROBE), tmp_path)
     assert console == []
     for plot in ("gap", "drift", "val", "train", "heat"):
         assert re.search(rf'<div id="{plot}" class="plot js-plotly-plot">.*?class="main-svg"', dom, re.DOTALL), plot
+    assert dom.count("<details>") == 5  # one conversion table for each run that ended
+    assert dom.count("<option") == 4 + 3  # recipes with narrowed layers, and measures
     found = re.search(r'<pre id="seen">(.*?)</pre>', dom)
     assert found is not None
     seen = json.loads(found[1].replace("&lt;", "<"))
@@ -136,7 +124,7 @@ def test_controls_work_in_a_browser_without_network_or_error(tmp_path: Path) -> 
     assert len(seen["lit"]) == 6
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; .ci/run installs it")
+@needs_chromium
 def test_the_check_of_the_console_sees_an_error(tmp_path: Path) -> None:
     _, console = browse("<!doctype html><script>nowhere();</script>", tmp_path)
     assert any("nowhere is not defined" in line for line in console)

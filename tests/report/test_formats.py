@@ -1,10 +1,8 @@
 """The page about formats: whole for every kind of format, and drawn by a browser."""
 
-import shutil
-import subprocess
-
 import pytest
 import torch
+from tests.browser import browse, needs_chromium
 
 import narrowcast as nc
 from narrowcast.analysis.curves import crossings, curves, usual_crests
@@ -12,7 +10,6 @@ from narrowcast.analysis.describe import describe
 from narrowcast.analysis.tensors import against
 from narrowcast.report.formats import formats_page
 
-CHROMIUM = shutil.which("chromium")
 NAMES = ("int4", "e4m3fn", "nvfp4", "float32", "int1_full")
 
 
@@ -51,13 +48,8 @@ def test_curves_of_two_formats_cross_once():
     assert found["crest"] == pytest.approx(3.0, abs=0.02) and found["sqnr_db"] == 20
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; .ci/run installs it")
+@needs_chromium
 def test_a_browser_draws_the_page(data, tmp_path):
-    (tmp_path / "formats.html").write_text(formats_page(data))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr",
-             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]  # fmt: skip
-    done = subprocess.run(
-        [str(CHROMIUM), *flags, (tmp_path / "formats.html").as_uri()], capture_output=True, text=True, timeout=120
-    )
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert done.stdout.count('class="plot js-plotly-plot"') == 11
+    dom, console = browse(formats_page(data), tmp_path)
+    assert not console
+    assert dom.count('class="plot js-plotly-plot"') == 11

@@ -1,11 +1,10 @@
 """Checks, verdicts, and the verbs `studies` and `study`, on made-up studies."""
 
 import json
-import shutil
-import subprocess
 from dataclasses import asdict, replace
 
 import pytest
+from tests.browser import browse, needs_chromium
 
 import narrowcast.studies as registry
 from narrowcast.cli import run
@@ -14,7 +13,6 @@ from narrowcast.report.study import study_page
 from narrowcast.studies import Check, Outcome, Setting, Study, carry_out, verdict
 from narrowcast.studies.study import at_least, at_most, equal, within
 
-CHROMIUM = shutil.which("chromium")
 PLOT = {"title": "curve", "x": "x", "y": "y", "log_y": True, "series": [{"name": "<b>", "x": [1, 2], "y": [1.0, 4.0]}]}
 TABLE = {"title": "figures", "columns": ["name", "value"], "rows": [["<script>", 1.23456789], ["none", None]]}
 
@@ -124,17 +122,11 @@ def test_the_list_says_what_was_not_run(registered, capsys):
     assert json.loads(capsys.readouterr().out)["studies"][0]["verdict"] is None
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine; .ci/run installs it")
+@needs_chromium
 def test_a_browser_draws_the_page(tmp_path):
-    result = carry_out(made_up(), Setting(), "narrowcast study 99")
-    (tmp_path / "99.html").write_text(study_page(result))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr",
-             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom"]  # fmt: skip
-    done = subprocess.run(
-        [str(CHROMIUM), *flags, (tmp_path / "99.html").as_uri()], capture_output=True, text=True, timeout=120
-    )
-    assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert 'class="plot js-plotly-plot"' in done.stdout
+    dom, console = browse(study_page(carry_out(made_up(), Setting(), "narrowcast study 99")), tmp_path)
+    assert not console
+    assert 'class="plot js-plotly-plot"' in dom
 
 
 def test_facts_hold_no_function():
