@@ -106,7 +106,7 @@ def test_a_file_is_judged_and_a_page_written(capsys: pytest.CaptureFixture[str],
     assert found["pooled"]["mxint8"]["1x32"] == found["tensors"][0]["sqnr_db"]["mxint8"]["as given"]
     assert not (tmp_path / "runs").exists()  # --json writes no page unless told where
     text = shown(capsys, "mxint8", "--against", "m.safetensors", "--out", "pages")
-    assert "1 matrices, 1 other tensors passed over" in text and "page: pages/formats.html" in text
+    assert "1 matrix, 1 other tensor passed over" in text and "page: pages/formats.html" in text
     assert "On m.safetensors" in (tmp_path / "pages/formats.html").read_text()
 
 

@@ -18,7 +18,7 @@ from narrowcast.analysis.format_error import TILES, at_tile, is_signed
 from narrowcast.analysis.loss import Loss, decibels, narrowed
 from narrowcast.errors import InputError
 from narrowcast.quantize import Cast
-from narrowcast.scaling import Tile, tile
+from narrowcast.scaling import One, Tile, tile
 
 LARGEST = 1 << 22  # elements of a tensor that are judged; of larger ones evenly spaced rows
 CREST_TILE = tile("1x32+pad")
@@ -94,7 +94,7 @@ def against(
 
 def column(cast: Cast) -> str:
     """Return at which tile ``cast`` is best compared: its own; a bare format that a scale helps, under one per row."""
-    return AS_GIVEN if at_tile(cast, cast.tile) == cast else "row"
+    return "row" if isinstance(cast.scale, One) and at_tile(cast, cast.tile) != cast else AS_GIVEN
 
 
 def _why(tensor: Tensor) -> str:

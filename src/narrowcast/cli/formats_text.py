@@ -90,7 +90,8 @@ def show_against(found: dict[str, Any]) -> None:
     """Print what `analysis.tensors.against` found: pooled, and the tensor that each format serves worst."""
     judged, passed = len(found["tensors"]), len(found["passed_over"])
     console.print(f"on {found['name']}", style="bold", end="")
-    console.print(f": {judged} matrices, {passed} other tensors passed over; pooled")
+    matrices, others = "matrix" if judged == 1 else "matrices", "tensor" if passed == 1 else "tensors"
+    console.print(f": {judged} {matrices}, {passed} other {others} passed over; pooled")
     _show_losses(found["pooled"])
     for name in found["pooled"]:
         tile = found["compared"][name]
