@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from narrowcast.errors import InputError
@@ -42,7 +43,7 @@ class Codebook(Tabulated):
         if not 2 <= len(self.table) <= _MOST:
             raise InputError(f"format {self.name}: a codebook has 2 to {_MOST} values, found {len(self.table)}")
         held = [v for v in self.table if not math.isnan(v)]
-        if not all(math.isfinite(np.float32(v)) for v in held):
+        if not all(abs(v) <= torch.finfo(torch.float32).max for v in held):
             raise InputError(f"format {self.name}: every value must be finite in float32; mark unused codes with nan")
         if len({*map(np.float32, held)}) < 2 or max(held) <= 0:
             raise InputError(f"format {self.name}: a codebook needs two different values, one of them positive")

@@ -160,6 +160,11 @@ def float32_of(x: Tensor) -> Tensor:
     return (kept | (bits & FLOAT32_SIGN)).view(torch.float32)
 
 
+def draws_of(x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor | None:
+    """Return the draws to round ``x`` with: those given, or those that the mode takes from ``x`` itself."""
+    return random if rounding.dither is None else rounding.dither(float32_of(x))
+
+
 def float32_once(x: Tensor, mantissa: int, rounding: Rounding, random: Tensor | None) -> Tensor:
     """Return ``x`` as float32, ready to be rounded to ``mantissa`` bits as if from its own precision.
 

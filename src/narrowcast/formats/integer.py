@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.errors import InputError
-from narrowcast.formats.format import Format, Layout, add_and_subtract, float32_of, to_fixed_point
+from narrowcast.formats.format import Format, Layout, add_and_subtract, draws_of, float32_of, to_fixed_point
 from narrowcast.formats.rounding import NEAREST_EVEN, Rounding
 
 _FIXED_POINT = 16  # fractional bits kept while rounding: one random draw; less where int32 is too short
@@ -88,7 +88,7 @@ class Integer(Format):
 
     def encode(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return two's complement codes; see `Format.encode`."""
-        integers = self._to_integers(float32_of(x), rounding, random).nan_to_num(0.0).int()
+        integers = self._to_integers(float32_of(x), rounding, draws_of(x, rounding, random)).nan_to_num(0.0).int()
         return (integers & ((1 << self.width) - 1)).to(self.code_dtype)
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Integer(Format):
 
     def round(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the float32 values that ``x`` becomes; NaN stays NaN."""
-        integers = self._to_integers(float32_of(x), rounding, random)
+        integers = self._to_integers(float32_of(x), rounding, draws_of(x, rounding, random))
         return integers.mul_(self.smallest) if self.fraction else integers
 
     def _to_integers(self, x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:

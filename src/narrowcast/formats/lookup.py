@@ -75,7 +75,7 @@ class Cells(NamedTuple):
     Attributes:
         near: float64, its value nearer to zero.
         width: float64; infinite where there is no cell.
-        step: int32, 1 where the magnitude grows upwards, -1 where it grows downwards.
+        step: int32, 1 where the magnitude grows upwards, -1 where it grows downwards, 0 where there is no cell.
         level: int32, of ``near``: steps from zero, up to 3 (`Ladder.level`).
         lowest, highest: beyond these, numbers count as these.
     """
@@ -92,15 +92,22 @@ def search(x: Tensor, table: Lookup) -> Tensor:
     """Return the slot (int32) of each float32 or float64 number."""
     if x.dtype == torch.float64:
         bits = x.view(torch.int64)
-        key = bits ^ ((bits >> 63) & 0x7FFFFFFFFFFFFFFF)
-        slot = table.start[(key >> 48) + (1 << 15)]
+        key = (bits >> 63).bitwise_and_(0x7FFFFFFFFFFFFFFF).bitwise_xor_(bits)
+        prefix = key >> 48
     else:
         bits = x.view(torch.int32)
-        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        slot = table.start[(key >> 16) + (1 << 15)]
+        key = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
+        prefix = key >> 16
+    slot = at(table.start, prefix.add_(1 << 15))
     for doubling in reversed(range(table.doublings)):
-        slot = slot + ((key > table.bound[slot + (1 << doubling)]).int() << doubling)
+        further = at(table.bound, slot + (1 << doubling))
+        slot = slot + ((key > further).int() << doubling if doubling else (key > further).int())
     return slot
+
+
+def at(table: Tensor, index: Tensor) -> Tensor:
+    """Return ``table[index]``: a quarter of the time of indexing on a CPU, eager (2.5 against 10 ns an element)."""
+    return table.index_select(0, index.reshape(-1)).view(index.shape)
 
 
 @constant
@@ -116,7 +123,7 @@ def ends(fmt: "Tabulated") -> Ends:
 
 @constant
 def lookup(fmt: "Tabulated", rounding: Rounding, dtype: torch.dtype, device: torch.device) -> Lookup:
-    """Return the search table of ``fmt`` for inputs of ``dtype``: the cuts of ``rounding``, or of down if random."""
+    """Return the search table of ``fmt`` for inputs of ``dtype``: the cuts of ``rounding``, of down if it takes draws."""
     wide = dtype == torch.float64
 
     def make() -> Lookup:
@@ -126,7 +133,7 @@ def lookup(fmt: "Tabulated", rounding: Rounding, dtype: torch.dtype, device: tor
         bound = bound if wide else bound.clip(max=np.iinfo(np.int32).max).astype(np.int32)
         return Lookup(_tensor(start.astype(np.int32), device), _tensor(bound, device), doublings)
 
-    return _once(fmt, (rounding.overflow if rounding.random else rounding, wide, device), make)
+    return _once(fmt, (rounding.overflow if rounding.drawn else rounding, wide, device), make)
 
 
 @constant
@@ -163,9 +170,9 @@ def cells(fmt: "Tabulated", device: torch.device) -> Cells:
         def padded(table: np.ndarray[Any, Any], end: float) -> Tensor:  # a NaN below; above, the last value and a NaN
             return _tensor(np.concatenate([[end], table, [end, end]]).astype(table.dtype), device)
 
-        step = np.where(down, -1, 1).astype(np.int32)
+        step = np.where(np.isinf(width), 0, np.where(down, -1, 1)).astype(np.int32)
         return Cells(
-            padded(near, 0.0), padded(width, np.inf), padded(step, 1), padded(level.astype(np.int32), 0),
+            padded(near, 0.0), padded(width, np.inf), padded(step, 0), padded(level.astype(np.int32), 0),
             float(finite[0]), float(finite[-1]),
         )  # fmt: skip
 
@@ -191,7 +198,7 @@ def _first_keys(fmt: "Tabulated", rounding: Rounding, wide: bool) -> Integers:
     """Return the lowest key of each slot, ascending."""
     rungs = _rungs(fmt)
     low, high = keys(np.array([-np.inf, np.inf]), wide)
-    between = floors(rungs, wide) if rounding.random else cuts(rungs, rounding, wide)
+    between = floors(rungs, wide) if rounding.drawn else cuts(rungs, rounding, wide)
     if fmt.beyond is not None:
         leaves = rounding.leaves(_tensor(np.array([0, -1], dtype=np.int32), torch.device("cpu"))).tolist()
         open_ = math.isfinite(fmt.beyond.rung)

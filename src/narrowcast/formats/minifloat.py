@@ -23,6 +23,7 @@ from narrowcast.formats.format import (
     Format,
     Layout,
     add_and_subtract,
+    draws_of,
     float32_once,
     to_fixed_point,
 )
@@ -187,6 +188,7 @@ class Minifloat(Format):
 
     def encode(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the codes of ``x``; see `Format.encode`."""
+        random = draws_of(x, rounding, random)
         x = float32_once(x, self.mantissa, rounding, random)
         return by_pieces(lambda piece, draws: self._encode(piece, rounding, draws), x, random)
 
@@ -302,6 +304,7 @@ class Minifloat(Format):
 
     def round(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the float32 values that ``x`` becomes; NaN stays NaN even where the format has none."""
+        random = draws_of(x, rounding, random)
         x = float32_once(x, self.mantissa, rounding, random)
         if rounding is NEAREST_EVEN and (dtype := self._torch_dtype) is not None and not torch.compiler.is_compiling():
             return x.to(dtype).to(torch.float32, copy=True)

@@ -11,7 +11,8 @@ Random bits are an argument, never a hidden state: see `philox`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -157,6 +158,8 @@ class Rounding:
             draw with the fraction take the plain floor, so that no value goes up more often than its fraction.
         real: the same mode on real numbers, ``(u, random) -> float32`` integers with the sign of ``u``: signed float32
             steps below 2**7, so that each sum is exact; NaN stays. None where only ``function`` exists.
+        dither: for modes that take their draws from the number itself: the draws of float32 numbers, int32. Formats
+            ask for them; such a mode is not random.
     """
 
     name: str
@@ -165,6 +168,12 @@ class Rounding:
     random: bool = False
     sticky: bool = True
     real: RealRound | None = None
+    dither: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether it compares draws, of whatever origin, with the place between two codes."""
+        return self.random or self.dither is not None
 
     def __call__(self, n: Tensor, shift: int, sign: Tensor, random: Tensor | None = None) -> Tensor:
         """Round ``n / 2**shift`` to an integer; ``shift == 0`` returns ``n``."""
@@ -213,6 +222,24 @@ _MODES = {
 }
 
 
+# --- modes that take their draws from the number itself ---
+
+
+def _hybrid(x: Tensor, strict: bool) -> Tensor:
+    """Return HiFloat8's draws, to be compared by 14 bits; see `rounding`."""
+    bits = x.view(torch.int32)
+    exponent = (bits >> 23 & 0xFF) - 127
+    draw = torch.where(exponent.abs() < 4, 1 << 13, (1 << 14) - int(strict) - (bits & 0x3FFF))
+    return draw.masked_fill(exponent < -23, 0) << (RANDOM_BITS - 14)
+
+
+def _self_dithered(name: str, strict: bool) -> Rounding:
+    return replace(_dithered(name, 14), random=False, dither=partial(_hybrid, strict=strict))
+
+
+_SELF_DITHERED = {m.name: m for m in (_self_dithered("hybrid", True), _self_dithered("hybrid-published", False))}
+
+
 def roundings() -> dict[str, Rounding]:
     """Return every rounding mode by name.
 
@@ -228,9 +255,18 @@ def roundings() -> dict[str, Rounding]:
 
 
 def rounding(name: "str | Rounding") -> Rounding:
-    """Return the rounding mode called ``name``; raises InputError with the nearest names."""
+    """Return the rounding mode called ``name``; raises InputError with the nearest names.
+
+    Beside `roundings`, which see nothing but a number's place between two codes, there is ``hybrid``, HiFloat8's
+    rounding of gradients: nearest-away for magnitudes from 1/8 to below 16, where HiFloat8 keeps three bits; elsewhere
+    up where the first 14 discarded bits exceed the number's own last 14 bits; to zero below 2**-23.
+    ``hybrid-published`` goes up where they are equal, too, as Huawei's code does, which moves exact values whose last 14
+    bits are zero. Neither keeps order, and on numbers that were bfloat16 or float16 before both always go up where
+    anything is discarded: use ``stochastic`` there.
+    """
     if isinstance(name, Rounding):
         return name
-    if name not in _MODES:
-        raise InputError(f"unknown rounding {name!r}{nearest(name, _MODES)}")
-    return _MODES[name]
+    known = _MODES | _SELF_DITHERED
+    if name not in known:
+        raise InputError(f"unknown rounding {name!r}{nearest(name, known)}")
+    return known[name]

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from narrowcast.errors import InputError
-from narrowcast.formats.format import Format, float32_of
+from narrowcast.formats.format import Format, draws_of, float32_of
 from narrowcast.formats.ladder import Beyond, Ladder
-from narrowcast.formats.lookup import cells, ends, lookup, search, slots
+from narrowcast.formats.lookup import at, cells, ends, lookup, search, slots
+from narrowcast.formats.pieces import by_pieces
 from narrowcast.formats.rounding import NEAREST_EVEN, RANDOM_BITS, Rounding
 
 
@@ -90,28 +90,31 @@ class Tabulated(Format):
 
     def encode(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the codes of ``x``; see `Format.encode`."""
-        return slots(self, x.device).codes[self._slots(x, rounding, random)]
+        return self._look_up(slots(self, x.device).codes, x, rounding, random)
 
     def round(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the float32 values that ``x`` becomes; NaN stays NaN even where the format has none."""
-        return slots(self, x.device).values[self._slots(x, rounding, random)]
+        return self._look_up(slots(self, x.device).values, x, rounding, random)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the float32 values of ``codes``; codes that stand for nothing decode to NaN."""
-        return slots(self, codes.device).decoded[codes.int() & ((1 << self.bits) - 1)]
+        return at(slots(self, codes.device).decoded, codes.int() & ((1 << self.bits) - 1))
+
+    def _look_up(self, table: Tensor, x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
+        """Return the entries of ``table`` at the slots of what the numbers become."""
+        random = draws_of(x, rounding, random)
+        x = x if x.dtype == torch.float64 else float32_of(x)
+        return by_pieces(lambda piece, draws: at(table, self._slots(piece, rounding, draws)), x, random)
 
     def _slots(self, x: Tensor, rounding: Rounding, random: Tensor | None) -> Tensor:
-        """Return the place of what each number becomes in the tables of values and codes."""
-        x = x if x.dtype == torch.float64 else float32_of(x)
+        """Return the slots of what float32 or float64 numbers become."""
         slot = search(x, lookup(self, rounding, x.dtype, x.device))
-        if not rounding.random:
+        if not rounding.drawn:
             return slot
-        if random is None:
-            raise InputError("stochastic rounding needs random bits: pass seed= or a Stream")
         cell = cells(self, x.device)
-        near, step, level = cell.near[slot], cell.step[slot], cell.level[slot]
-        place = x.double().clamp(cell.lowest, cell.highest).sub(near).abs().div(cell.width[slot]).nan_to_num(0.0)
-        place = place.mul(1 << RANDOM_BITS)
+        near, step, level = at(cell.near, slot), at(cell.step, slot), at(cell.level, slot)
+        place = x.double().clamp(cell.lowest, cell.highest).sub_(near).abs_().div_(at(cell.width, slot))
+        place = place.nan_to_num_(0.0).mul_(1 << RANDOM_BITS)
         n = place.int()
         n = (n | (place > n).int() if rounding.sticky else n) + (level << RANDOM_BITS)
         gone = rounding(n, RANDOM_BITS, step >> 31, random) - level
