@@ -25,11 +25,13 @@ from narrowcast.io import versions
 RESULTS = Path(__file__).parent / "results"
 FLOATS = (
     "bfloat16 float16 e5m2 e4m3fn e4m3 e3m4 e5m2fnuz e4m3fnuz e4m3b11fnuz e3m2fn e2m3fn e2m1fn e3m0fn e1m2fn "
-    "ue4m3 ue5m3 e8m0 int8 int4 uint8 q3.12 e5m7 e6m5 e8m3 binary8p3 binary8p4ue"
+    "ue4m3 ue5m3 e8m0 int8 int4 uint8 q3.12 e5m7 e6m5 e8m3 binary8p3 binary8p4ue "
+    "hif8 posit8_0 posit8_1 posit16_1 lns8_8 nf4 fp4_bnb dynamic8"
 )
 BLOCKS = (
     "mxfp8_e4m3 mxfp8_e5m2 mxfp6_e2m3 mxfp6_e3m2 mxfp4 mxint8 nvfp4 e4m3fn/row/fp32 e4m3fn/1x128/fp32 "
-    "e4m3fn/128x128/fp32 int8/32x32/fp32 mxint4 nvint4 bfp16 bfp4 dfp16 int4-g128 e2m1fn/1x16/ue4m4"
+    "e4m3fn/128x128/fp32 int8/32x32/fp32 mxint4 nvint4 bfp16 bfp4 dfp16 int4-g128 e2m1fn/1x16/ue4m4 "
+    "bnb-nf4 bnb-fp4 posit8_1/1x32/e8m0-headroom11"
 )
 MODES = ("nearest-away", "toward-zero", "up", "down", "odd", "stochastic", "stochastic-equal", "stochastic-flush")
 

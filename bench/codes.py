@@ -35,6 +35,9 @@ CASTS = (
     "e2m1fn/16x16/e4m3fn+fp32/stochastic",
     "e2m1fn/1x32/e8m0/nearest-even/hadamard32",
     "e4m3fn/1x32/e8m0/stochastic/hadamard64-fresh",
+    "hif8/tensor/one/hybrid",
+    "nf4/1x64/fp32/stochastic",
+    "posit16_1/row/e8m0-headroom26",
 )
 
 

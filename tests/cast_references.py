@@ -51,10 +51,13 @@ def shared_exponent(rule: str, amax: float, largest: float, precision: int) -> i
 
 
 def power_of_two_scale(rule: str, amax: float, fmt) -> tuple[list[float], float]:
-    """(factors that multiply back, factor that multiplies in)."""
+    """(factors that multiply back, factor that multiplies in); ``headroomN`` behind the rule: N binades larger."""
     if not math.isfinite(amax):
         return [math.nan], math.nan
-    k = 0 if amax == 0 else min(max(shared_exponent(rule, amax, fmt.max, fmt.precision), -127), 127)
+    rule, _, headroom = rule.partition("headroom")
+    rule = rule.removesuffix("-") or "floor"
+    k = shared_exponent(rule, amax, fmt.max, fmt.precision) + int(headroom or 0) if amax else 0
+    k = min(max(k, -127), 127)
     if rule == "four-thirds":
         return [f32(2.0**k * f32(4 / 3))], 0.75 * 2.0**-k
     return [2.0**k], 2.0**-k

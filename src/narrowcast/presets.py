@@ -37,4 +37,9 @@ PRESETS = {
     "int4-g64": "int4/1x64/float16",
     "int4-g128": "int4/1x128/float16",
     "int8-g128": "int8/1x128/float16",
+    # as in Huawei's paper: no scale, ties away from zero
+    "hifloat8": "hif8/tensor/one/nearest-away",
+    # bitsandbytes' 4-bit types in its blocks, but along rows
+    "bnb-nf4": "nf4/1x64/fp32",
+    "bnb-fp4": "fp4_bnb/1x64/fp32",
 }

@@ -219,7 +219,18 @@ def test_one_bad_block_poisons_itself_and_under_two_levels_the_whole_tensor():
 
 
 @pytest.mark.parametrize(
-    "spelling", [*SPELLINGS, "one", "fp32-delayed16", "fp32-headroom22", "e8m0", "ue5m3_ieee+fp32", "float32"]
+    "spelling",
+    [
+        *SPELLINGS,
+        "one",
+        "fp32-delayed16",
+        "fp32-headroom22",
+        "e8m0",
+        "e8m0-headroom9",
+        "e8m0-ceil-headroom2",
+        "ue5m3_ieee+fp32",
+        "float32",
+    ],
 )
 def test_spelling_round_trip(spelling):
     rule = scale_rule(spelling)

@@ -123,7 +123,7 @@ def ends(fmt: "Tabulated") -> Ends:
 
 @constant
 def lookup(fmt: "Tabulated", rounding: Rounding, dtype: torch.dtype, device: torch.device) -> Lookup:
-    """Return the search table of ``fmt`` for inputs of ``dtype``: the cuts of ``rounding``, of down if it takes draws."""
+    """Return the search table of ``fmt`` for ``dtype``: the cuts of ``rounding``, or of down if it takes draws."""
     wide = dtype == torch.float64
 
     def make() -> Lookup:

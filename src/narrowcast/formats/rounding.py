@@ -260,8 +260,8 @@ def rounding(name: "str | Rounding") -> Rounding:
     Beside `roundings`, which see nothing but a number's place between two codes, there is ``hybrid``, HiFloat8's
     rounding of gradients: nearest-away for magnitudes from 1/8 to below 16, where HiFloat8 keeps three bits; elsewhere
     up where the first 14 discarded bits exceed the number's own last 14 bits; to zero below 2**-23.
-    ``hybrid-published`` goes up where they are equal, too, as Huawei's code does, which moves exact values whose last 14
-    bits are zero. Neither keeps order, and on numbers that were bfloat16 or float16 before both always go up where
+    ``hybrid-published`` goes up where they are equal, too, as Huawei's code does, which moves exact values whose last
+    14 bits are zero. Neither keeps order, and on numbers that were bfloat16 or float16 before both always go up where
     anything is discarded: use ``stochastic`` there.
     """
     if isinstance(name, Rounding):

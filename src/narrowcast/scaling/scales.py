@@ -219,14 +219,18 @@ class PowerOfTwo(ScaleRule):
     """
 
     rule: str = "floor"
+    headroom: int = 0  # binades, as in `Wide`: posit8_1 with 11 has its largest magnitudes in [2, 4)
 
     def __post_init__(self) -> None:
         if self.rule not in _EXPONENTS:
             raise InputError(f"unknown e8m0 rule {self.rule!r}{nearest(self.rule, _EXPONENTS)}")
+        if not 0 <= self.headroom <= 126:
+            raise InputError(f"scale e8m0: expected a headroom of 0 to 126, found {self.headroom}")
 
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return e8m0 codes and their powers of two."""
-        exponent = _EXPONENTS[self.rule](amax, element).clamp(-FLOAT32_BIAS, FLOAT32_BIAS)
+        exponent = _EXPONENTS[self.rule](amax, element) + self.headroom
+        exponent = exponent.clamp(-FLOAT32_BIAS, FLOAT32_BIAS)
         exponent = torch.where(amax == 0, 0, exponent)
         code = torch.where(amax.isfinite(), exponent + FLOAT32_BIAS, 255).to(torch.uint8)
         back = self.restore(code, None)
@@ -244,7 +248,8 @@ class PowerOfTwo(ScaleRule):
         return 8
 
     def __str__(self) -> str:
-        return "e8m0" if self.rule == "floor" else f"e8m0-{self.rule}"
+        rule = "" if self.rule == "floor" else f"-{self.rule}"
+        return f"e8m0{rule}" + (f"-headroom{self.headroom}" if self.headroom else "")
 
 
 _EXPONENTS: dict[str, Callable[[Tensor, Format], Tensor]] = {
@@ -331,17 +336,18 @@ class TwoLevel(ScaleRule):
 
 
 def scale_rule(text: str) -> ScaleRule:
-    """Parse a scale token: ``one``, ``fp32``, ``fp32-delayed16``, ``fp32-headroom22``, ``e8m0[-RULE]``, ``FLOAT`` or
-    ``FLOAT+fp32``.
+    """Parse a scale token: ``one``, ``fp32``, ``fp32-delayed16``, ``fp32-headroom22``, ``e8m0[-RULE][-headroomN]``,
+    ``FLOAT`` or ``FLOAT+fp32``.
     """
     base, _, rule = text.partition("-")
     if base == "one" and not rule:
         return One()
+    room = re.fullmatch(r"(.*?)-?headroom([1-9]\d*)", rule)
+    rule, headroom = (room[1], int(room[2])) if room else (rule, 0)
     if base == "fp32":
-        headroom = re.fullmatch(r"headroom([1-9]\d*)", rule)
-        return Wide(headroom=int(headroom[1])) if headroom else Wide(Delayed.parse(rule)) if rule else Wide()
+        return Wide(Delayed.parse(rule) if rule else None, headroom)
     if base in ("e8m0", "ue8m0", "e8m0fnu"):
-        return PowerOfTwo(rule) if rule else PowerOfTwo()
+        return PowerOfTwo(rule or "floor", headroom)
     name, plus, second = text.partition("+")
     known = format(name)
     if not isinstance(known, Minifloat) or second not in ("", "fp32"):
