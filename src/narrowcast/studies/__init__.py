@@ -4,6 +4,7 @@
 """
 
 import json
+import shutil
 import time
 from dataclasses import asdict
 from importlib import import_module
@@ -23,6 +24,7 @@ _MODULES: dict[int, str] = {
     28: "fp8_formats",
     33: "int_versus_fp",
     52: "mixed_formats",
+    76: "compressed",
     81: "npe",
     91: "scalable",
 }
@@ -58,6 +60,8 @@ def carry_out(chosen: Study, setting: Setting, command: str) -> dict[str, Any]:
     """
     if "cuda" in chosen.needs:
         _require_cuda(chosen.number)
+    if "compiler" in chosen.needs and shutil.which("g++") is None:
+        raise InputError(f"study {chosen.number} compiles its loops: it needs g++; on Debian: apt-get install g++")
     start = time.perf_counter()
     outcome = chosen.run(setting)
     return {

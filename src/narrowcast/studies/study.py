@@ -134,7 +134,7 @@ class Study:
         claim: one sentence.
         baseline, treatment, measure, expected: the protocol, a line each.
         run: measures.
-        needs: ``"data"`` where real data are needed, ``"cuda"`` where a GPU is.
+        needs: ``"data"`` where real data are needed, ``"cuda"`` where a GPU is, ``"compiler"`` where a C++ compiler is.
     """
 
     number: int
@@ -149,8 +149,8 @@ class Study:
     needs: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        if unknown := set(self.needs) - {"data", "cuda"}:
-            raise InputError(f"study {self.number}: unknown needs {sorted(unknown)}; expected data, cuda")
+        if unknown := set(self.needs) - {"data", "cuda", "compiler"}:
+            raise InputError(f"study {self.number}: unknown needs {sorted(unknown)}; expected data, cuda, compiler")
 
     def facts(self) -> dict[str, Any]:
         """Return everything but the function, as plain JSON values."""
