@@ -13,6 +13,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 COMPARISON = ROOT / "bench" / "results" / "compare.json"
+STUDIES = ROOT / "src" / "narrowcast" / "studies" / "results"
 SPEED = ROOT / "bench" / "results" / "casts-cpu.json"
 WIDTH = 110
 
@@ -130,6 +131,18 @@ def speed_table(report: dict[str, Any]) -> str:
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in table), "", note])
 
 
+def studies_table() -> str:
+    """Return every committed study's verdict as a Markdown table, in the order of their sheets."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(STUDIES.glob("*.json"))]
+    rows = [
+        (f"{r['number']:02d}", f"{r['title']} ({r['paper'].split(',')[0]})", r["verdict"],
+         f"{sum(c['holds'] for c in r['checks'] if c['claim'])} of {sum(c['claim'] for c in r['checks'])}")
+        for r in found
+    ]  # fmt: skip
+    table = [("", "study", "verdict here", "checks of the claim that hold"), ("---", "---", "---", "---"), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+
+
 def cell(value: float | None, spec: str, factor: float = 1.0) -> str:
     """Return ``value`` times ``factor`` as text, or nothing where there is none."""
     return "" if value is None else format(value * factor, spec)
@@ -149,6 +162,8 @@ def readme() -> str:
         text = filled(text, "compare-table", compare_table(json.loads(COMPARISON.read_text(encoding="utf-8"))))
     if SPEED.is_file():
         text = filled(text, "speed-table", speed_table(json.loads(SPEED.read_text(encoding="utf-8"))))
+    if any(STUDIES.glob("*.json")):
+        text = filled(text, "studies-table", studies_table())
     return text
 
 
