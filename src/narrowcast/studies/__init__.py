@@ -24,7 +24,6 @@ _MODULES: dict[int, str] = {
     28: "fp8_formats",
     33: "int_versus_fp",
     52: "mixed_formats",
-    76: "compressed",
     81: "npe",
     91: "scalable",
 }
