@@ -1,7 +1,6 @@
 """A run killed by SIGKILL at any moment resumes and gives the same losses bit for bit."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from narrowcast.cli import run
 from tests import tiny
 
 
@@ -19,20 +20,26 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write(tmp_path_factory.mktemp("inputs"))
 
 
-def command(inputs: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    arguments = [
+def arguments(inputs: Path, out: Path, *more: str) -> list[str]:
+    return [
         "train", "--recipe", "mxfp4-rht-sr", "--steps", "30", "--batch", "4", "--context", "32", "--vocab", "300",
         "--checkpoint-every", "4", "--eval-every", "10", "--threads", "1", "--model", str(inputs / "config.json"),
         "--data", str(inputs / "text"), "--out", str(out), *more,
     ]  # fmt: skip
-    program = "from narrowcast.cli import main; main()"
-    environment = {**os.environ, "XDG_CACHE_HOME": str(inputs / "cache")}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+
+
+def killed_after(lines: int, out: Path, command: list[str]) -> None:
+    """Start a process of its own for ``command`` and kill it when its metrics have ``lines`` lines."""
+    program = [sys.executable, "-c", "from narrowcast.cli import main; main()", *command]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= lines:
+            break
+        time.sleep(0.005)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
 
 
 def losses(out: Path) -> list[tuple[int, str, float]]:
@@ -40,25 +47,20 @@ def losses(out: Path) -> list[tuple[int, str, float]]:
     return [(r["step"], key, r[key]) for r in records for key in ("loss", "val_loss") if key in r]
 
 
-def test_a_killed_run_resumes_bit_for_bit(inputs: Path, tmp_path: Path) -> None:
-    """Stochastic rounding and fresh Hadamard signs too: their streams are part of the checkpoint."""
-    assert command(inputs, tmp_path / "whole").wait(120) == 0
-    expected = losses(tmp_path / "whole")
-    assert [step for step, key, _ in expected if key == "loss"] == list(range(1, 31))
-    out = tmp_path / "killed"
-    flags: list[str] = []
-    for lines in (3, 14):  # before the first checkpoint, and in mid-course
-        process = command(inputs, out, *flags)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
-            if (out / "metrics.jsonl").exists() and len((out / "metrics.jsonl").read_text().splitlines()) >= lines:
-                break
-            time.sleep(0.005)
-        assert process.poll() is None, "the run ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        flags = ["--resume"]
-    assert command(inputs, out, "--resume").wait(120) == 0
+def test_a_killed_run_resumes_bit_for_bit(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the first checkpoint and in mid-course; the streams of random bits are part of a checkpoint."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(inputs / "cache"))
+    threads = torch.get_num_threads()
+    try:
+        assert run(arguments(inputs, tmp_path / "whole")) == 0
+        expected = losses(tmp_path / "whole")
+        assert [step for step, key, _ in expected if key == "loss"] == list(range(1, 31))
+        out = tmp_path / "killed"
+        killed_after(3, out, arguments(inputs, out))
+        killed_after(14, out, arguments(inputs, out, "--resume"))
+        assert run(arguments(inputs, out, "--resume")) == 0
+    finally:
+        torch.set_num_threads(threads)
     assert losses(out) == expected
     a, b = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "killed"))
     assert a.read_bytes() == b.read_bytes()

@@ -105,8 +105,11 @@ def test_the_process_returns_the_status() -> None:
     assert done.stdout == ""
     assert done.stderr.startswith("error: unknown recipe 'nope'")
     assert "Traceback" not in done.stderr
-    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("narrowcast 0.")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("narrowcast 0.")
 
 
 def test_json_has_no_word_for_infinity(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,10 +126,10 @@ def test_statistics_of_a_million_draws():
 # Torch's own warnings, while it loads its compiler.
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_compiled_draws_equal_eager_ones():
-    """Small shapes too: a version that stacked the words came out wrong there (element 1 of 8), and only there."""
+    """Small shapes: a version that stacked the words came out wrong there (element 1 of 8), and only there."""
 
     def draw(step):
-        return [Stream(3, 1, step).bits(shape) for shape in ((8,), (64,), (5, 7), (512, 96))]
+        return [Stream(3, 1, step).bits(shape) for shape in ((8,), (5, 7))]
 
     torch.compiler.reset()
     compiled = torch.compile(draw, fullgraph=True)
