@@ -90,7 +90,8 @@ def value_of(fmt, code: int) -> Fraction | float | str:
 NOTHING = Fraction(1, 2**1100)  # stands for what is next to zero, below every float64
 
 
-def middle(fmt, low: Fraction, high: Fraction, code_low: int) -> Fraction:
+@lru_cache(maxsize=1 << 17)
+def middle(fmt, low: float, high: float, code_low: int) -> Fraction:
     """The middle of the cell between two magnitudes, the lower one of code ``code_low``."""
     match type(fmt).__name__:
         case "Posit" if low == 0 and not fmt.flush:
@@ -99,7 +100,7 @@ def middle(fmt, low: Fraction, high: Fraction, code_low: int) -> Fraction:
             return posit_value(format(code_low, f"0{fmt.width}b") + "1", fmt.es)
         case "Logarithmic" if low > 0:
             return power_of_two(Fraction(2 * (code_low % 2 ** (fmt.width - 1)) + 1, 2 * fmt.gamma) - fmt.bias)
-    return (low + high) / 2
+    return (Fraction(low) + Fraction(high)) / 2
 
 
 def side(x: Fraction, middle: Fraction) -> int:
@@ -135,7 +136,7 @@ class Steps:
         """The middle of the cell above value ``i``: of its magnitudes where both are at most zero."""
         low, high = self.values[i], self.values[i + 1]
         low, high = (-high, -low) if high <= 0 else (low, high)
-        return middle(fmt, Fraction(low), Fraction(high), self.code.get(low, 0))
+        return middle(fmt, low, high, self.code.get(low, 0))
 
 
 @lru_cache(maxsize=64)

@@ -129,7 +129,7 @@ def dynamic(bits: int) -> Codebook:
     values differ from these by float32's rounding at most.
     """
     if not 3 <= bits <= 8:
-        raise InputError(f"format dynamic{bits}: the dynamic map has 3 to 8 bits")
+        raise InputError(f"format dynamic{bits}: the dynamic map has 3 to 8 bits, found {bits}")
     values = [Fraction(0), Fraction(1)]
     for i in range(bits - 1):
         parts = 1 << i

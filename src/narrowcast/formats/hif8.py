@@ -7,7 +7,8 @@ with its leading one left out; the mantissa has the bits that are left:
     0000 -> denormal: 2**(m - 23) for m = 1 to 7, without mantissa
 
 The codes do not ascend with the values. 0x00 is the one zero, 0x80 the one NaN, 0x6f and 0xef are the infinities, in
-the place of 1.5 * 2**15. The paper rounds to nearest with ties away from zero (`nearest-away`).
+the place of 1.5 * 2**15. The paper rounds to nearest with ties away from zero
+(`nearest-away`; the preset ``hifloat8``) and gradients by the number's own last bits (`hybrid`, see `rounding`).
 Source: "Ascend HiFloat8 Format for Deep Learning" (2024); the value table of the `en_dtypes` package.
 """
 
