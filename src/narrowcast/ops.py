@@ -103,3 +103,42 @@ def matmul(a: Operand, b: Operand, gemm: Gemm) -> Tensor:
     """
     total = gemm.accumulator.matmul(a, b, gemm.product)
     return gemm.out.round(total) if gemm.out is not None else total.to(codes_of(a).values.dtype)
+
+
+def multiply(a: Tensor, b: Tensor, gemm: Gemm, what: str = "gemm") -> Tensor:
+    """Narrow ``a [..., M, K]`` and ``b [..., N, K]`` from their wide sources and multiply them: one gemm, whole.
+
+    Raises InputError for a gemm that draws random bits or reuses codes: only a layer has what those need.
+    """
+    if gemm.random or isinstance(gemm.a, Reuse) or isinstance(gemm.b, Reuse):
+        raise InputError(f"{what}: a gemm by itself draws no random bits and reuses no codes; use a linear layer")
+    operands: list[Operand] = []
+    for x, cast, side in ((a, gemm.a, "a"), (b, gemm.b, "b")):
+        source = contraction_source(gemm, x, None, f"{what}, operand {side}")
+        operands.append(cast.split(source) if gemm.accumulator.on_codes else cast.apply(source))
+    return matmul(operands[0], operands[1], gemm)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scores: Gemm,
+    values: Gemm,
+    *,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Return ``softmax(scale q k^T + mask) v`` with its two products as gemms, softmax in float32. No gradient.
+
+    Args:
+        q: ``[..., T, D]``.
+        k, v: ``[..., S, D]``.
+        scores: the gemm of q and k, along D.
+        values: the gemm of the softmax's rows and v, along S.
+        mask: added to the scores, broadcast against ``[..., T, S]``.
+        scale: 1 / sqrt(D) where None.
+    """
+    logits = multiply(q, k, scores, "attention scores").mul_(q.shape[-1] ** -0.5 if scale is None else scale)
+    shares = (logits if mask is None else logits + mask).softmax(-1)
+    return multiply(shares, v.mT, values, "attention values")

@@ -8,7 +8,7 @@ from narrowcast.accumulate import accumulator, product
 from narrowcast.backend import choose
 from narrowcast.errors import InputError
 from narrowcast.nn import Linear, LinearSpec
-from narrowcast.ops import REUSE, WIDE, Gemm, matmul
+from narrowcast.ops import REUSE, WIDE, Gemm, attention, matmul
 from narrowcast.quantize import cast
 
 DFP16 = cast("int16/tensor/e8m0")
@@ -106,3 +106,30 @@ def test_the_table_names_what_is_emulated():
     gemm = Gemm(tensor, tensor, accumulator=accumulator("hopper-fp8"))
     kernel = choose("emulate", gemm, torch.device("cpu"), "layer").kernel
     assert kernel == "times of decoded operands, accumulated by hopper-fp8"
+
+
+def heads(*shape: int) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(3)
+    return [torch.randn(2, 3, *size, generator=g) for size in shape]
+
+
+def test_wide_attention_is_torchs():
+    q, k, v = heads((5, 8), (7, 8), (7, 8))
+    mask = torch.zeros(5, 7).masked_fill(torch.ones(5, 7).triu(3).bool(), -torch.inf)
+    found = attention(q, k, v, Gemm(WIDE, WIDE), Gemm(WIDE, WIDE), mask=mask)
+    expected = nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask.double())
+    assert (found - expected).abs().max() < 1e-6
+
+
+def test_both_products_of_attention_are_gemms():
+    q, k, v = heads((5, 8), (7, 8), (7, 8))
+    multiply = product("lmul4")
+    row = cast("e4m3fn/row/fp32")
+    found = attention(q, k, v, Gemm(WIDE, WIDE, product=multiply), Gemm(row, row), scale=0.5)
+    shares = (multiply.matmul(q, k) * 0.5).softmax(-1)
+    assert torch.equal(found, row.apply(shares) @ row.apply(v.mT).mT)
+    dithered = cast("e2m1fn/row/fp32/stochastic")
+    with pytest.raises(InputError, match="attention scores: a gemm by itself draws no random bits"):
+        attention(q, k, v, Gemm(dithered, dithered), Gemm(WIDE, WIDE))
+    with pytest.raises(InputError, match="attention values, operand a of shape"):
+        attention(q, k, v, Gemm(WIDE, WIDE), Gemm(cast("mxfp8"), cast("mxfp8")))

@@ -19,6 +19,14 @@ def next_token_loss(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def losses_by_row(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the mean cross-entropy in nats of each row of ``tokens [batch, context + 1]``, float64 ``[batch]``."""
+    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+    losses = nn.functional.cross_entropy(logits.double().mT, tokens[:, 1:], reduction="none")
+    return losses.mean(1)
+
+
+@torch.no_grad()
 def mean_loss(model: nn.Module, batches: Iterable[Tensor]) -> float:
     """Return the loss per token in nats over ``batches`` of equal context, in evaluation mode."""
     training = model.training

@@ -24,8 +24,11 @@ _MODULES: dict[int, str] = {
     28: "fp8_formats",
     33: "int_versus_fp",
     52: "mixed_formats",
+    77: "lmul",
     81: "npe",
+    84: "truncation",
     91: "scalable",
+    93: "every_operation",
 }
 
 

@@ -1,0 +1,40 @@
+"""Another attention function inside a Hugging Face model, without touching the model's code."""
+
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from narrowcast.errors import InputError
+from narrowcast.models.quiet import quiet
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
+_NUMBERS = count()
+
+
+def set_attention(model: nn.Module, attention: Attention) -> None:
+    """Let every attention layer of ``model`` call ``attention(q, k, v, mask, scale)``.
+
+    ``q [B, H, T, D]``, ``k`` and ``v`` ``[B, H, S, D]`` (grouped heads repeated), ``mask`` added to the scores
+    (causal, as the model makes it); the result is ``[B, H, T, D]``. Raises InputError where nothing can be set.
+    """
+    with quiet():
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import eager_mask
+
+    def forward(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+    ) -> tuple[Tensor, None]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (torch.repeat_interleave(x, groups, dim=1) for x in (key, value))
+        return attention(query, key, value, mask, scaling).transpose(1, 2).contiguous(), None
+
+    choose: Callable[[str], None] | None = getattr(model, "set_attn_implementation", None)
+    if choose is None:
+        raise InputError(f"{type(model).__name__} has no attention to set: expected a Hugging Face model")
+    name = f"narrowcast_{next(_NUMBERS)}"
+    AttentionInterface.register(name, forward)
+    AttentionMaskInterface.register(name, eager_mask)
+    choose(name)
