@@ -222,8 +222,11 @@ def arithmetic(
     Autograd's operations are rounded where ``backward`` is called inside the block, an optimizer's where it steps
     there. In-place and ``out=`` operations are rounded where they write, all of the tensor they are given. Constants
     and random numbers are rounded too. Compiled functions run uncompiled inside the block (torch's own rule for
-    dispatch modes). Whatever narrowcast itself computes inside the block (`round`, layers that `convert` made) is a
-    program like any other and would be rounded too: use plain layers.
+    dispatch modes).
+
+    Infinities fare as the format has it: a mask of -inf that is added becomes the lowest number of a saturating format
+    and NaN (NaR) of a posit; mask with a large number there. Whatever narrowcast itself computes inside the block
+    (`round`, layers that `convert` made, metrics) is a program like any other and is rounded too: use plain layers.
 
     Args:
         format: e.g. ``posit16_1``, ``e5m2``; it needs a zero and negative numbers.

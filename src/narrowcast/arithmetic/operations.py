@@ -19,12 +19,13 @@ from narrowcast.errors import InputError
 from narrowcast.formats import Format, format
 
 _MOVES = """
-    cat clone constant_pad_nd copy copy_ diag_embed diagonal_copy diagonal_scatter embedding expand_copy flip
-    gather index index_copy index_copy_ index_fill index_fill_ index_select lift lift_fresh_copy masked_fill
-    masked_fill_ masked_scatter masked_scatter_ masked_select permute_copy reflection_pad1d reflection_pad2d
-    reflection_pad3d repeat replication_pad1d replication_pad2d replication_pad3d roll rot90 select_backward
-    select_copy select_scatter set_ resize_ slice_backward slice_copy slice_scatter sort split_with_sizes_copy
-    squeeze_copy stack t_copy take topk transpose_copy tril tril_ triu triu_ unsqueeze_copy view_copy where
+    _unsafe_view cat clone constant_pad_nd copy copy_ diag_embed diagonal_copy diagonal_scatter embedding
+    expand_copy flip gather index index_copy index_copy_ index_fill index_fill_ index_select lift
+    lift_fresh_copy masked_fill masked_fill_ masked_scatter masked_scatter_ masked_select permute_copy
+    reflection_pad1d reflection_pad2d reflection_pad3d repeat replication_pad1d replication_pad2d
+    replication_pad3d roll rot90 select_backward select_copy select_scatter set_ resize_ slice_backward
+    slice_copy slice_scatter sort split_with_sizes_copy squeeze_copy stack t_copy take topk transpose_copy
+    tril tril_ triu triu_ unsqueeze_copy view_copy where
 """
 #: operations that put numbers elsewhere, as they are (base names of aten)
 MOVES = frozenset(_MOVES.split())
