@@ -73,9 +73,10 @@ def on_one_side(fmt, near: float) -> bool:
     return near not in (low, high, (low + high) / 2)
 
 
-def test_a_wide_format_is_carried_by_float64():
+@pytest.mark.parametrize("name", ["e8m12", "posit16_1"])
+def test_a_wide_format_is_carried_by_float64(name):
     """12 + 1 bits: float32 sums of such numbers, rounded again, are now and then another number."""
-    fmt = nc.format("e8m12")
+    fmt = nc.format(name)
     assert digits(fmt) == 13
     x, y = (fmt.round(numbers(200_000, seed=s)) for s in (3, 4))
     with nc.arithmetic(fmt):
