@@ -33,6 +33,8 @@ def test_stories_are_cut_counted_and_batched_by_length(tmp_path, tokenizer):
     assert [row.shape for row in cut.tokens] == [(1, 4)] * 2 and cut.size < whole.size
     assert [b.shape for b in cut.batches] == [(2, 4)]
     assert len(tiny_stories(text, tokenizer, limit=1).tokens) == 1
+    first, second = whole.halves()
+    assert (first.size, second.size) == (len("one story about a cat"), len("a cat about a cat about a cat"))
     with pytest.raises(InputError, match="cannot be read as text"):
         tiny_stories(tmp_path / "no.txt", tokenizer)
 

@@ -136,8 +136,7 @@ def tuned_gains(
     load: Callable[[], nn.Module], stories: Stories, setting: Setting, rows: list[list[Any]]
 ) -> dict[str, float]:
     """Fine-tune on the first half of the stories under each product and measure on the second; append the rows."""
-    half = len(stories.tokens) // 2
-    train, test = (Stories(part, stories.size) for part in (stories.tokens[:half], stories.tokens[half:]))
+    train, test = stories.halves()
     steps = 1 if setting.quick else 40
     found: dict[str, float] = {}
     control = loss_of(fine_tune(with_linears(load(), "float32"), train, steps, setting.seed), test)

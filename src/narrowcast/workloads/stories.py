@@ -18,11 +18,21 @@ class Stories:
 
     Attributes:
         tokens: int64 ``[1, <= length + 1]`` each, a begin token in front.
-        size: bytes of the text that the ids behind the begin tokens stand for.
+        sizes: bytes of the text that the ids behind each begin token stand for.
     """
 
     tokens: tuple[Tensor, ...]
-    size: int
+    sizes: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(self.sizes)
+
+    def halves(self) -> "tuple[Stories, Stories]":
+        """Return the first half and the second."""
+        half = len(self.tokens) // 2
+        return Stories(self.tokens[:half], self.sizes[:half]), Stories(self.tokens[half:], self.sizes[half:])
 
     @property
     def batches(self) -> list[Tensor]:
@@ -49,5 +59,5 @@ def tiny_stories(text: Path, tokenizer: Path, *, length: int = 127, limit: int =
         raise InputError(f"{text}: cannot be read as text ({error})") from None
     ids = [row[:length] for row in encode(tuple(stories[: limit or None]), tokenizer) if len(row) > 1]
     decoder = load_tokenizer(tokenizer)
-    size = sum(len(decoder.decode(row).encode()) for row in ids)
-    return Stories(tuple(torch.tensor([[start, *row]]) for row in ids), size)
+    sizes = tuple(len(decoder.decode(row).encode()) for row in ids)
+    return Stories(tuple(torch.tensor([[start, *row]]) for row in ids), sizes)
