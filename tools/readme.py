@@ -1,7 +1,7 @@
 """Fill the marked places of README.md: ``./dev readme``.
 
-``file-tree`` comes from the modules' own first lines, ``compare-table`` from a committed report of
-``narrowcast compare``. Whatever stands between ``<!-- name -->`` and ``<!-- /name -->`` is replaced.
+``file-tree`` comes from the modules' own first lines, the tables from committed results: ``compare-table`` from a report
+of ``narrowcast compare``, ``speed-table`` and ``conformance-table`` from the benchmarks. Whatever stands between ``<!-- name -->`` and ``<!-- /name -->`` is replaced.
 """
 
 import ast
@@ -10,11 +10,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from conformance_table import conformance_table
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 COMPARISON = ROOT / "bench" / "results" / "compare.json"
 STUDIES = ROOT / "src" / "narrowcast" / "studies" / "results"
 SPEED = ROOT / "bench" / "results" / "casts-cpu.json"
+CONFORMANCE = ROOT / "bench" / "results" / "conformance.json"
 WIDTH = 110
 
 # The floors, bottom up, then the side wing, then what stands beside them.
@@ -164,6 +167,8 @@ def readme() -> str:
         text = filled(text, "speed-table", speed_table(json.loads(SPEED.read_text(encoding="utf-8"))))
     if any(STUDIES.glob("*.json")):
         text = filled(text, "studies-table", studies_table())
+    if CONFORMANCE.is_file():
+        text = filled(text, "conformance-table", conformance_table(json.loads(CONFORMANCE.read_text(encoding="utf-8"))))
     return text
 
 

@@ -7,6 +7,7 @@ value that lies between two neighbours: it gets (x, low, high, index of low) in 
 import numpy as np
 
 E4M3FN = (4, 3, 7, 126)  # exponent bits, mantissa bits, bias, code of the maximum
+E4M3 = (4, 3, 7, 119)
 E2M1FN = (2, 1, 1, 7)
 E5M2 = (5, 2, 15, 123)
 

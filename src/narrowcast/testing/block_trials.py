@@ -158,7 +158,7 @@ def block_trial(scene: str, blocks: Tensor, answer: Answer, cast: Cast, threshol
     """Return the trial of one scene, its answers put into classes by what ``cast`` itself does."""
     ours = scaler(cast)
     scale = ours.infinite.value(ours.rule.value, ours.peak.value(blocks), cast.format)
-    elements, scales = classes(blocks, blocks * scale.into, cast), scale_classes(blocks, thresholds)
+    elements, scales = classes(blocks, blocks * scale.into, cast), scale_classes(blocks, cast, thresholds)
     places = tuple(f"block {index} of scene '{scene}'" for index in range(len(blocks)))
     return BlockTrial(scene, blocks, answer, cast, elements, scales, places)
 

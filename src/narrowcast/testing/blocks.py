@@ -23,13 +23,16 @@ NAMES = (
     *CLASSES,
     "in a block of zeros",
     "in a block that is not finite",
+    "in a block with a subnormal scale",
     "scale of a block of zeros",
     "scale of a block that is not finite",
+    "subnormal scale",
     "scale of a block at a rule's threshold",
     "scale of another block",
     "scale of the tensor",
 )
-IN_ZEROS, IN_BAD, SCALE_ZEROS, SCALE_BAD, SCALE_THRESHOLD, SCALE_OTHER, SCALE_TENSOR = range(len(CLASSES), len(NAMES))
+IN_ZEROS, IN_BAD, IN_TINY, *_SCALES = range(len(CLASSES), len(NAMES))
+SCALE_ZEROS, SCALE_BAD, SCALE_TINY, SCALE_THRESHOLD, SCALE_OTHER, SCALE_TENSOR = _SCALES
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +84,21 @@ def classes(blocks: Tensor, scaled: Tensor, cast: Cast) -> Tensor:
     """Return the class of each element ``[n, size]``: its block's, or that of its scaled value."""
     amax = blocks.abs().amax(-1, keepdim=True)
     found = classify(scaled.flatten(), cast.format, cast.rounding).view(blocks.shape)
+    found = torch.where(_tiny(amax, cast), IN_TINY, found)
     found = torch.where(amax == 0, IN_ZEROS, found)
     return torch.where(amax.isfinite(), found, IN_BAD)
 
 
-def scale_classes(blocks: Tensor, thresholds: bool) -> Tensor:
+def _tiny(amax: Tensor, cast: Cast) -> Tensor:
+    """Where amax / max is subnormal in float32: few libraries scale such blocks alike, and few need to."""
+    return amax.double() < 2.0**-126 * cast.format.max
+
+
+def scale_classes(blocks: Tensor, cast: Cast, thresholds: bool) -> Tensor:
     """Return the class of each block's scale ``[n]``."""
     amax = blocks.abs().amax(-1)
-    found = torch.where(amax == 0, SCALE_ZEROS, SCALE_THRESHOLD if thresholds else SCALE_OTHER)
+    found = torch.where(_tiny(amax, cast), SCALE_TINY, SCALE_THRESHOLD if thresholds else SCALE_OTHER)
+    found = torch.where(amax == 0, SCALE_ZEROS, found)
     return torch.where(amax.isfinite(), found, SCALE_BAD)
 
 

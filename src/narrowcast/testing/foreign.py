@@ -105,8 +105,8 @@ def numbers(part: Any, name: str) -> Tensor:
         return torch.from_numpy(array.astype(np.int64))
     if array.dtype.kind == "f" and array.dtype.itemsize > 1:
         return torch.from_numpy(array.astype(np.float64))
-    label = array.dtype.name
-    if array.dtype.kind in "bcOUSmM" or not label.startswith(("float", "bfloat", "int", "uint")):
+    label, kind = array.dtype.name, array.dtype.kind
+    if kind in "bcOUSmM" or (array.dtype.itemsize > 1 and not label.startswith("bfloat")):
         raise InputError(f"{name} returned {label} ({type(part).__name__}), expected integer codes or float values")
     if label.startswith(("int", "uint", "bfloat")):  # ml_dtypes' own
         wide = np.float64 if label.startswith("bfloat") else np.int64

@@ -66,14 +66,6 @@ def slots(fmt: Format) -> dict[str, tuple[Choice[Any], ...]]:
 # --- which neighbour ---
 
 
-def _nearest_up(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
-    return (n + ((1 << (shift - 1)) + sign)) >> shift
-
-
-def _nearest_down(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
-    return (n + ((1 << (shift - 1)) - 1 - sign)) >> shift
-
-
 def _away(n: Tensor, shift: int, sign: Tensor, random: Tensor | None) -> Tensor:
     return (n + ((1 << shift) - 1)) >> shift
 
@@ -86,6 +78,8 @@ _ROUNDING_NAMES = {
     "nearest-even": "ties to even",
     "nearest-away": "ties away from zero",
     "nearest-zero": "ties to zero",
+    "nearest-up": "ties up",
+    "nearest-down": "ties down",
     "toward-zero": "truncation",
     "up": "rounding up",
     "down": "rounding down",
@@ -93,8 +87,6 @@ _ROUNDING_NAMES = {
 }
 _ROUNDINGS = (
     *(Choice(text, rounding(name)) for name, text in _ROUNDING_NAMES.items()),
-    Choice("ties up", Rounding("nearest-up", _nearest_up)),
-    Choice("ties down", Rounding("nearest-down", _nearest_down)),
     Choice("rounding away from zero", Rounding("away", _away)),
     Choice("rounding to odd, exact even codes too", Rounding("always-odd", _always_odd)),
 )
@@ -103,9 +95,16 @@ _ROUNDINGS = (
 # --- another format altogether ---
 
 
+def _same_numbers(one: Format, other: Format) -> bool:
+    """Whether two formats differ in name or in overflow alone, for which there are slots."""
+    if isinstance(one, Minifloat) and isinstance(other, Minifloat):
+        return replace(one, name=other.name, saturate=other.saturate) == other
+    return one == other
+
+
 def _relatives(fmt: Format) -> list[Format]:
     """Return the formats with as many bits, and for a minifloat those with a neighbouring bias."""
-    found = [f for f in formats().values() if f.bits == fmt.bits and f != fmt]
+    found = [f for f in formats().values() if f.bits == fmt.bits and not _same_numbers(f, fmt)]
     if isinstance(fmt, Minifloat):
         for bias in (fmt.bias - 1, fmt.bias + 1):
             try:

@@ -13,6 +13,7 @@ from narrowcast.testing.search import Reason, agreement, closest, reasons
 from narrowcast.testing.trials import Difference, Trial
 
 Way = TypeVar("Way")
+_ORDINARY = {"value of a code", "tie", "beside a threshold", "subnormal", "other", "code"}
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,20 @@ def judge(
     """Return what came of ``function``. The first reading is of the answers as they came."""
     plain = readings[0].trials
     agreed = [trial.agree(start) for trial in plain]
-    tallies, first = _tallies(plain, agreed, start), _first(plain, agreed, start)
+    tallies = _tallies(plain, agreed, start)
+    first = _most_telling(tallies)
     if first is None:
         return Finding(function, kind, tallies, None, (), 0, None)
+    differ = sum(tally.count - tally.agree for tally in tallies)
     reading, way = _explained(start, readings, neighbours)
+    explained = [trial.agree(way) for trial in reading.trials]
+    unexplained = sum(int((~agree).sum()) for agree in explained)
+    if unexplained >= differ:  # the sample misled: nothing is gained
+        return Finding(function, kind, tallies, first, (), differ, first)
     found = reasons(start, way, reading.trials)
     if reading is not readings[0]:
         gained = agreement(reading.trials, way) - agreement(plain, way)
         found.insert(0, Reason("layout", reading.name, gained))
-    explained = [trial.agree(way) for trial in reading.trials]
-    unexplained = sum(int((~agree).sum()) for agree in explained)
     remaining = _first(reading.trials, explained, way)
     return Finding(function, kind, tallies, first, tuple(found), unexplained, remaining)
 
@@ -85,6 +90,12 @@ def _tallies(trials: Sequence[Trial[Any]], agreed: Sequence[Tensor], way: Any) -
         if count:
             found.append(Tally(name, count, good, _first(trials, wrong, way)))
     return tuple(found)
+
+
+def _most_telling(tallies: Sequence[Tally]) -> Difference | None:
+    """Return the first difference of the most ordinary class that has one."""
+    wrong = sorted((tally for tally in tallies if tally.first), key=lambda tally: tally.name not in _ORDINARY)
+    return wrong[0].first if wrong else None
 
 
 def _first(trials: Sequence[Trial[Any]], agreed: Sequence[Tensor], way: Any) -> Difference | None:

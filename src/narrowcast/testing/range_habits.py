@@ -167,9 +167,21 @@ OVERFLOWS = (
     Choice("overflow wraps around", where(_too_large, _wrapped)),
     Choice("the binade above the range becomes zero, what lies beyond infinity", where(_too_large, _one_binade_lost)),
 )
+
+
+def _signed_maximum(x: Tensor, v: Tensor, r: Rounder) -> Tensor:
+    """Unlike saturation where there is one negative value more."""
+    return torch.full_like(v, r.format.value.max).copysign(x)
+
+
 INFINITIES = tuple(
     Choice(f"infinity {what}", where(lambda x, v, r: x.isinf(), fix))
-    for what, fix in (_ENDS[0], ("kept", _ENDS[1][1]), *_ENDS[2:])
+    for what, fix in (
+        _ENDS[0],
+        ("kept", _ENDS[1][1]),
+        *_ENDS[2:],
+        ("becomes the maximum with its sign", _signed_maximum),
+    )
 )
 
 
@@ -197,7 +209,9 @@ def _as_number(round_bits: Callable[[Tensor, int], Tensor]) -> Fix:
         if not isinstance(fmt, Minifloat):
             return v
         left = round_bits(x.view(torch.int32), 23 - fmt.mantissa).view(torch.float32)
-        return torch.where(left == 0, left, torch.full_like(left, fmt.max).copysign(left)) if fmt.saturate else left
+        if not (fmt.saturate or fmt.specials is Specials.NONE):
+            return left
+        return torch.where(left == 0, left, torch.full_like(left, fmt.max).copysign(left))
 
     return fix
 

@@ -60,6 +60,13 @@ def largest(rule: Rule, amax: Tensor, fmt: Format) -> Scale:
     return power_of_two(torch.where(amax.isinf(), 127, exponent), amax)
 
 
+def infinite(rule: Rule, amax: Tensor, fmt: Format) -> Scale:
+    """Apply a ``rule`` of float32 scales; an infinite amax makes an infinite scale."""
+    scale = rule(amax.clamp_max(_FLOAT32_MAX), fmt)
+    value = torch.where(amax.isinf(), amax, scale.stored)
+    return Scale(value, (value,), torch.where(amax.isinf(), 0.0, scale.into))
+
+
 def clamped(rule: Rule, amax: Tensor, fmt: Format) -> Scale:
     """Apply ``rule``; an infinite amax counts as float32's maximum."""
     return rule(amax.clamp_max(_FLOAT32_MAX), fmt)
@@ -92,12 +99,13 @@ def _finite_or_nan(amax: Tensor) -> Tensor:
     return torch.where(amax.isinf(), float("nan"), amax)
 
 
-def _even(bits: int) -> Rule:
-    """Floor after rounding amax half up to ``bits`` mantissa bits, whatever the element's own."""
+def _even(bits: int, spills: bool = False) -> Rule:
+    """Floor after rounding amax half up to ``bits`` mantissa bits; ``spills``: NaN where that makes it infinite."""
 
     def rule(amax: Tensor, fmt: Format) -> Scale:
-        exponent = ((amax.view(torch.int32) + (1 << (22 - bits))) >> 23) - 127 - fmt.top_exponent
-        return power_of_two(exponent, _finite_or_nan(amax))
+        field = (amax.view(torch.int32) + (1 << (22 - bits))) >> 23
+        spilt = torch.where(field >= 255, float("nan"), amax) if spills else amax
+        return power_of_two(field - 127 - fmt.top_exponent, _finite_or_nan(spilt))
 
     return rule
 
@@ -108,6 +116,10 @@ _NAMED: tuple[Choice[Rule], ...] = tuple(
 )
 _POWERS: tuple[Choice[Rule], ...] = (
     *(Choice(f"e8m0 rule even, as for a {n}-bit mantissa", _even(n)) for n in (1, 2, 3)),
+    *(
+        Choice(f"e8m0 rule even, as for a {n}-bit mantissa, NaN where that rounds amax to 2**128", _even(n, True))
+        for n in (1, 2, 3)
+    ),
     Choice("e8m0 rule ceil, by a float32 logarithm", _by_logarithm(torch.ceil, whole=True)),
     Choice("e8m0 rule floor, by a float32 logarithm", _by_logarithm(torch.floor, whole=False)),
     Choice("e8m0 rule ceil-exponent, by a float32 logarithm", _by_logarithm(torch.ceil, whole=False)),

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from narrowcast.formats import Format, format
 from narrowcast.quantize import Cast
-from narrowcast.scaling import Narrow, PowerOfTwo, Scale, ScaleRule, TwoLevel
+from narrowcast.scaling import Narrow, PowerOfTwo, Scale, ScaleRule, TwoLevel, Wide
 from narrowcast.testing import habits
 from narrowcast.testing.rounder import Choice, Rounder
-from narrowcast.testing.rules import Rule, clamped, counted, largest, poisoned, rules
+from narrowcast.testing.rules import Rule, clamped, counted, infinite, largest, poisoned, rules
 
 Peak = Callable[[Tensor], Tensor]  # blocks -> amax [n, 1]
 Infinite = Callable[[Rule, Tensor, Format], Scale]  # a rule, applied where amax may be infinite
@@ -100,7 +100,7 @@ def neighbours(cast: Cast, empties: Sequence[float] = ()) -> Callable[[Scaler], 
     choices: dict[str, tuple[Choice[Any], ...]] = {
         "rule": rules(cast.scale),
         "peak": (_PEAK, *_PEAKS),
-        "infinite": (_INFINITE, *(_POWER_INFINITES if isinstance(cast.scale, PowerOfTwo) else _OTHER_INFINITES)),
+        "infinite": (_INFINITE, *_infinites(cast.scale)),
         "into": (_INTO, *_INTOS),
         "back": (_BACK, *_BACKS),
         "empty": (_EMPTY, *(Choice(f"a block of zeros has the scale {_number(scale)}", scale) for scale in empties)),
@@ -151,7 +151,16 @@ _POWER_INFINITES: tuple[Choice[Infinite], ...] = (
     Choice("an infinite amax counts as 2**128", counted),
     Choice("an infinite amax has the largest scale", largest),
 )
+_WIDE_INFINITES: tuple[Choice[Infinite], ...] = (Choice("an infinite amax makes the scale infinite", infinite),)
 _OTHER_INFINITES: tuple[Choice[Infinite], ...] = (Choice("an infinite amax counts as float32's maximum", clamped),)
+
+
+def _infinites(rule: ScaleRule) -> tuple[Choice[Infinite], ...]:
+    if isinstance(rule, PowerOfTwo):
+        return _POWER_INFINITES
+    return (*_WIDE_INFINITES, *_OTHER_INFINITES) if isinstance(rule, Wide) else _OTHER_INFINITES
+
+
 _INTOS: tuple[Choice[Through], ...] = (
     Choice("divided by the scale", lambda blocks, scale: blocks / _both(scale)),
     Choice("divided by the scale, at least 2**-126", lambda blocks, scale: blocks / _both(scale).clamp_min(2.0**-126)),

@@ -1,7 +1,8 @@
 """Find the way in which someone else's answers would all be right.
 
 Steepest ascent from our way over single changes of habit, on a sample of the answers that differ and of those that
-agree; then every habit that is not needed goes back, and what remains is checked on all answers.
+agree. Every habit that is not needed goes back; what remains is checked on all answers, and sought again with those
+that it fails on.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from narrowcast.testing.trials import Trial
 
 Way = TypeVar("Way")
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,28 @@ def agreement(trials: Sequence[Trial[Any]], way: Any) -> int:
 def closest(start: Way, trials: Sequence[Trial[Way]], neighbours: Callable[[Way], Iterable[tuple[str, Way]]]) -> Way:
     """Return the way near ``start`` that most answers agree with; ``start`` itself where nothing is better.
 
+    What a sample led to is checked on all answers; those that it fails on join the sample, and the search starts again.
+    """
+    best, most = start, agreement(trials, start)
+    samples: list[Trial[Way]] = []
+    way = start
+    for _ in range(_ROUNDS):
+        samples += [trial.sample(trial.agree(way)) for trial in trials]
+        way = _best_of(start, samples, neighbours)
+        agree = agreement(trials, way)
+        if agree > most:
+            best, most = way, agree
+        if most == sum(len(trial.classes) for trial in trials):
+            break
+    return best
+
+
+def _best_of(start: Way, samples: Sequence[Trial[Way]], neighbours: Callable[[Way], Iterable[tuple[str, Way]]]) -> Way:
+    """Return the best way by ``samples``.
+
     Where the ascent ends short of the top, each habit that it took on is given up in turn and another way up is sought:
     one habit (double rounding, say) can hide two others that together explain more.
     """
-    samples = [trial.sample(trial.agree(start)) for trial in trials]
     size = sum(len(sample.classes) for sample in samples)
     best, score = _climbed(start, samples, neighbours, size)
     for slot, choice in changed(start, best) if score < size else ():

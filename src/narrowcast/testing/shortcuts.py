@@ -75,9 +75,14 @@ def _half_added(drop: Callable[[Tensor], Tensor], signed: bool) -> Fix:
     return fix
 
 
+def _back_and_round(x: Tensor) -> Tensor:
+    return (x - 0.5).round()
+
+
 _ADDED: tuple[Choice[Fix], ...] = (
     Choice("one half added in float32, then truncation", _half_added(torch.trunc, signed=True)),
     Choice("one half added in float32, then floor", _half_added(torch.floor, signed=False)),
+    Choice("one half added and taken off in float32, then ties to even", _half_added(_back_and_round, signed=False)),
 )
 
 

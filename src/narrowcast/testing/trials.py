@@ -18,7 +18,7 @@ from narrowcast.testing.rounder import Rounder
 
 Way_ = TypeVar("Way_", contravariant=True)
 NAN, UNHELD = -2, -1  # keys of a NaN, and of a value that the format has no code for
-_SAMPLE = 1 << 10  # inputs of each class and either sort, disagreeing and agreeing, that the search looks at
+_SAMPLE = 1200  # inputs of each class and either sort, disagreeing and agreeing, that the search looks at
 
 
 @dataclass(frozen=True)
