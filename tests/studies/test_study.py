@@ -101,7 +101,8 @@ def test_a_claim_may_fail_but_a_golden_check_may_not(registered, tmp_path, check
     assert run(["study", "99", "--out", str(tmp_path)]) == status
 
 
-def test_bad_input_is_one_line(registered, tmp_path, capsys):
+def test_bad_input_is_one_line(registered, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     registered(made_up(needs=("cuda",)))
     for words, message in [
         (["study", "7"], "no study 7; known: 99"),
