@@ -1,10 +1,10 @@
-"""One door for the benchmarks: ``python bench/run.py casts|train|codes|conformance [options]``; casts by default."""
+"""One door for the benchmarks: ``python bench/run.py NAME [options]``; casts without an argument."""
 
 import sys
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("casts", "train", "codes", "conformance")
+NAMES = ("casts", "train", "codes", "conformance", "quantize_gpu")
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -6,11 +6,12 @@ uses where. `convert` applies a recipe to a model and returns the table of what 
 
 from narrowcast.accumulate import accumulator
 from narrowcast.arithmetic import arithmetic
+from narrowcast.backend import quantize
 from narrowcast.errors import CheckFailed, InputError, NarrowcastError
 from narrowcast.formats import Format, Stream, format, formats, roundings
 from narrowcast.nn import OPERANDS, LinearSpec
 from narrowcast.ops import REUSE, WIDE, Gemm, Reuse
-from narrowcast.quantize import PRESETS, Cast, QTensor, cast, quantize, round
+from narrowcast.quantize import PRESETS, Cast, QTensor, cast, round
 from narrowcast.recipes import LossScale, Recipe, convert, recipe, recipes
 from narrowcast.transforms import Hadamard
 

@@ -110,7 +110,7 @@ class Cast:
         source = self._source(x, stream, what)
         blocks, inside = self.tile.blocks(source)
         scale = self._scale(blocks, inside, history)
-        codes = self.format.encode(blocks * scale.into, self.rounding, self._draws(source, blocks, stream))
+        codes = self.format.encode(scale.enter(blocks), self.rounding, self._draws(source, blocks, stream))
         packed = pack(codes.reshape(source.shape), self.format.bits)
         return QTensor(packed, scale.stored, scale.tensor, self, tuple(x.shape), tuple(source.shape), x.dtype, stream)
 
@@ -138,6 +138,15 @@ class Cast:
             count *= size
         scales = self.tile.count(tuple(shape)) * self.scale.bits + self.scale.tensor_bits
         return self.format.bits + scales / count if count else float(self.format.bits)
+
+    def padded_shape(self, shape: tuple[int, ...], what: str = "tensor") -> tuple[int, ...]:
+        """Return the shape of the codes (before packing) of a tensor of ``shape``: padded to whole tiles and blocks."""
+        if self.tile.pad and self.transform and shape:
+            shape = (*shape[:-1], shape[-1] + -shape[-1] % self.padding_multiple())
+        shape = self.tile.padded_shape(shape, what)
+        if self.transform:
+            self.transform.check(shape)
+        return shape
 
     def padding_multiple(self) -> int:
         """Return what the last axis must be a multiple of, 1 where anything goes."""
@@ -229,7 +238,7 @@ class Settled:
         """Return codes and scales of ``x`` (of `shape`) under the settled scales."""
         source = self.cast.tile.padded(float32_of(x))
         blocks, _ = self.cast.tile.blocks(source)
-        codes = self.cast.format.encode(blocks * self.scale.into, self.cast.rounding)
+        codes = self.cast.format.encode(self.scale.enter(blocks), self.cast.rounding)
         packed = pack(codes.reshape(self.padded), self.cast.format.bits)
         return QTensor(packed, self.scale.stored, self.scale.tensor, self.cast, self.shape, self.padded, self.dtype)
 
@@ -338,7 +347,13 @@ def cast(spelling: "str | Cast") -> Cast:
     return spelling if isinstance(spelling, Cast) else _parse(spelling)
 
 
-def quantize(x: Tensor, spelling: "str | Cast", axis: int = -1, seed: int | None = None) -> QTensor:
+def quantize(
+    x: Tensor,
+    spelling: "str | Cast",
+    axis: int = -1,
+    seed: int | None = None,
+    by: "Callable[[Cast, Tensor, Stream | None], QTensor]" = Cast.quantize,
+) -> "QTensor":
     """Quantize ``x`` with tiles along ``axis``.
 
     Args:
@@ -346,11 +361,12 @@ def quantize(x: Tensor, spelling: "str | Cast", axis: int = -1, seed: int | None
         spelling: a cast, its spelling or a preset.
         axis: the contraction axis.
         seed: for casts that draw random bits.
+        by: `Cast.quantize`, the definition, or its kernel twin (`backend.quantize` chooses).
     """
     stream = None if seed is None else Stream(seed)
     if x.dim() == 0:
         raise InputError("cannot quantize a 0-d tensor: it has no axis to tile; reshape it to [1]")
-    q = cast(spelling).quantize(x.movedim(axis, -1), stream)
+    q = by(cast(spelling), x.movedim(axis, -1), stream)
     return q if axis in (-1, x.dim() - 1) else replace(q, axis=axis)
 
 

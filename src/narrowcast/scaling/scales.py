@@ -46,6 +46,15 @@ class Scale:
     into: Tensor
     tensor: Tensor | None = None
 
+    def enter(self, blocks: Tensor) -> Tensor:
+        """Return ``blocks`` (float32) as the element format is to see them: times ``into``.
+
+        In a poisoned tile that is the one positive NaN everywhere: the sign of a product with NaN differs by processor.
+        """
+        if not self.back:
+            return blocks
+        return torch.where(self.into.isnan(), float("nan"), blocks * self.into)
+
     def apply(self, values: Tensor) -> Tensor:
         """Multiply ``values`` (blocks, float32) back, in place."""
         for factor in self.back:

@@ -39,21 +39,32 @@ class Tile:
         """Whether one scale serves the whole tensor."""
         return self.rows == WHOLE
 
-    def padded(self, x: Tensor, what: str = "tensor") -> Tensor:
-        """Return ``x`` with its last two axes multiples of the tile, zero-filled where ``pad`` allows it."""
+    def padded_shape(self, shape: tuple[int, ...], what: str = "tensor") -> tuple[int, ...]:
+        """Return ``shape`` with its last two axes multiples of the tile, where ``pad`` allows it."""
         if self.is_tensor or self.cols == WHOLE:
-            return x
-        if x.dim() == 0:
+            return shape
+        if not shape:
             raise InputError(f"{what} is 0-d: tile {self} needs an axis to run along; reshape it to [1]")
-        short = (-x.shape[-1] % self.cols, -x.shape[-2] % self.rows if x.dim() > 1 else 0)
+        self._check_axes(shape)
+        short = (-shape[-1] % self.cols, -shape[-2] % self.rows if len(shape) > 1 else 0)
         if short == (0, 0):
-            return x
+            return shape
         if not self.pad:
             raise InputError(
-                f"{what} of shape {tuple(x.shape)}: tile {self} does not divide its last "
+                f"{what} of shape {tuple(shape)}: tile {self} does not divide its last "
                 f"{'axis' if self.rows == 1 else 'two axes'}; use a smaller tile or '{self}+pad'"
             )
-        return F.pad(x, (0, short[0], 0, short[1]) if x.dim() > 1 else (0, short[0]))
+        if len(shape) == 1:
+            return (shape[0] + short[0],)
+        return (*shape[:-2], shape[-2] + short[1], shape[-1] + short[0])
+
+    def padded(self, x: Tensor, what: str = "tensor") -> Tensor:
+        """Return ``x`` with its last two axes multiples of the tile, zero-filled where ``pad`` allows it."""
+        shape = tuple(x.shape)
+        wanted = self.padded_shape(shape, what)
+        if wanted == shape:
+            return x
+        return F.pad(x, [size for axis in (-1, -2)[: x.dim()] for size in (0, wanted[axis] - shape[axis])])
 
     def blocks(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return a view of ``x`` (already `padded`) and the axes of it that lie inside one tile."""
@@ -64,9 +75,12 @@ class Tile:
         view = split_axis(x, -1, self.cols)
         if self.rows == 1:
             return view, (-1,)
-        if x.dim() < 2:
-            raise InputError(f"tile {self} needs at least two axes, found shape {tuple(x.shape)}")
+        self._check_axes(tuple(x.shape))
         return split_axis(view, -3, self.rows), (-3, -1)
+
+    def _check_axes(self, shape: tuple[int, ...]) -> None:
+        if self.rows > 1 and len(shape) < 2:
+            raise InputError(f"tile {self} needs at least two axes, found shape {tuple(shape)}")
 
     def count(self, shape: tuple[int, ...]) -> int:
         """Return how many tiles cover a tensor of ``shape``."""

@@ -46,19 +46,23 @@ class Hadamard:
         """Rotate ``x`` [..., K], K a multiple of ``size``; float32 in, float32 out."""
         blocks = self._blocks(x)
         if self.signs != "none":
-            blocks = blocks * self._sign_vector(stream, x.device)
+            blocks = blocks * self.sign_vector(stream, x.device)
         return self._butterflies(blocks).view(x.shape)
 
     def inverse(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """Undo `forward` (H is symmetric and orthonormal; the signs are their own inverse)."""
         blocks = self._butterflies(self._blocks(x))
         if self.signs != "none":
-            blocks = blocks * self._sign_vector(stream, x.device)
+            blocks = blocks * self.sign_vector(stream, x.device)
         return blocks.view(x.shape)
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError where blocks do not fit the last axis of ``shape``."""
+        if shape[-1] % self.size:
+            raise InputError(f"{self} does not divide the last axis of shape {tuple(shape)}; pad it first")
+
     def _blocks(self, x: Tensor) -> Tensor:
-        if x.shape[-1] % self.size:
-            raise InputError(f"{self} does not divide the last axis of shape {tuple(x.shape)}; pad it first")
+        self.check(tuple(x.shape))
         return split_axis(x, -1, self.size)
 
     def _butterflies(self, blocks: Tensor) -> Tensor:
@@ -69,7 +73,8 @@ class Hadamard:
             half *= 2
         return blocks * (1 / math.sqrt(self.size))
 
-    def _sign_vector(self, stream: Stream | None, device: torch.device) -> Tensor:
+    def sign_vector(self, stream: Stream | None, device: torch.device | None = None) -> Tensor:
+        """Return the signs, float32 ``[size]`` of 1 and -1; fresh ones are the first draws of ``stream``."""
         if self.signs == "fixed" and self.size == 16:
             return torch.tensor(_TE_SIGNS_16, dtype=torch.float32, device=device)
         if self.signs == "fixed":
