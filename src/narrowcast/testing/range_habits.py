@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from narrowcast.errors import InputError
 from narrowcast.formats import Format, Integer, Minifloat, Specials
 from narrowcast.testing.inputs import grid
 from narrowcast.testing.rounder import NATIVE, PLAIN, Choice, Fix, Rounder
@@ -109,7 +110,10 @@ def _unbounded(fmt: Format) -> Format | None:
         return None
     if fmt.specials is not Specials.NONE:
         return replace(fmt, saturate=False)
-    return replace(fmt, exponent=fmt.exponent + 1) if fmt.exponent < 8 else None
+    try:
+        return replace(fmt, exponent=fmt.exponent + 1)
+    except InputError:  # that would go beyond float32
+        return None
 
 
 def _too_large(x: Tensor, v: Tensor, r: Rounder) -> Tensor:

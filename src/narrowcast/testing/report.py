@@ -50,7 +50,7 @@ class Finding:
 
     @property
     def rule(self) -> str:
-        """The rule under which every answer would agree: "" where all do, None is never hidden behind it."""
+        """The habits under which more answers agree, in one line; all of them where ``unexplained`` is 0."""
         return "; ".join(reason.name for reason in self.reasons)
 
 
