@@ -6,6 +6,7 @@ from pathlib import Path
 CONFIG = {
     "model_type": "llama", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
     "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "attention_dropout": 0.1,  # a source of random bits besides our own
 }  # fmt: skip
 
 

@@ -27,6 +27,9 @@ def evaluate_folder(
 
     Raises InputError for a folder that is neither a run nor a model, and for what `load_model` refuses.
     """
+    for name, value, least in (("window", window, 0), ("batch", batch, 1), ("limit", limit, 0)):
+        if value < least:
+            raise InputError(f"--{name}: expected at least {least}, found {value}")
     run = (path / SETTINGS).is_file()
     settings = read_settings(path) if run else {}
     folder = path / "model" if run else path

@@ -5,6 +5,7 @@ the same of both. Everything that a step depends on is in the checkpoint, so a r
 gives the same losses bit for bit.
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from narrowcast.models import default_config, from_config
 from narrowcast.nn import Conversion
 from narrowcast.optim import LossScaler, learning_rate
 from narrowcast.recipes import Recipe, recipe
-from narrowcast.workloads import TokenizedCorpus, load_corpus, tokenize
+from narrowcast.workloads import TokenizedCorpus, derived_seed, load_corpus, tokenize
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ class TrainConfig:
         for name in ("steps", "batch", "context", "accumulate", "eval_every", "eval_batches", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(self, name)}")
-        if not (self.lr > 0 and self.clip > 0 and self.weight_decay >= 0 and self.warmup >= 0):
+        if not (0 < self.lr < math.inf and self.clip > 0 and 0 <= self.weight_decay < math.inf and self.warmup >= 0):
             raise InputError("--lr and --clip must be positive, --weight-decay and --warmup not negative")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"--seed: expected 0 to 2**63 - 1, found {self.seed}")
         if self.vocab < 257:
             raise InputError(f"--vocab: expected at least 257 (256 bytes and the end token), found {self.vocab}")
         learning_rate(self.schedule, 0, 1, 0, 1.0)  # names the known schedules where this one is unknown
@@ -145,6 +148,9 @@ def build(config: TrainConfig) -> tuple[nn.Module, TokenizedCorpus]:
     rows = next(m for m in model.modules() if isinstance(m, nn.Embedding)).num_embeddings
     if tokens.vocab > rows:
         raise InputError(f"--model {config.model}: embeds {rows} tokens, the tokenizer has {tokens.vocab}; use its own")
+    reach = getattr(model.config, "max_position_embeddings", None)
+    if reach is not None and config.context > reach:
+        raise InputError(f"--context {config.context}: the model reaches {reach} tokens; give at most that")
     return model, tokens
 
 
@@ -197,10 +203,12 @@ class Trainer:
         scale = self.scaler.scale if self.scaler else 1.0
         for micro in range(c.accumulate):
             tokens = self.result.tokens.batch(c.seed, self.step, micro, c.batch, c.context)
-            loss = next_token_loss(self.model, tokens) / c.accumulate
-            if not loss.isfinite():
-                self._diverged(tokens)
-            (loss * scale).backward()
+            with torch.random.fork_rng(devices=[]):  # dropout too is a pure function of (seed, step)
+                torch.manual_seed(derived_seed("dropout", c.seed, self.step, micro))
+                loss = next_token_loss(self.model, tokens) / c.accumulate
+                if not loss.isfinite():
+                    self._diverged(tokens)
+                (loss * scale).backward()
             total += float(loss.detach())
         rate = learning_rate(c.schedule, self.step, c.steps, c.warmup, c.lr)
         if self._gradients_ready(tokens):
@@ -225,11 +233,14 @@ class Trainer:
 
     def _diverged(self, tokens: Tensor) -> NoReturn:
         culprit = name_first_non_finite(self.model, tokens)
-        kept = f"; the last checkpoint in {self.out} is good" if self.out else ""
+        saved = self.out is not None and any((self.out / "checkpoints").glob("*.json"))
+        kept = f"; the last checkpoint in {self.out} is good" if saved else ""
         raise CheckFailed(f"recipe {self.recipe.name} diverged at step {self.step}: {culprit} is not finite{kept}")
 
     def _validate(self) -> None:
         loss = mean_loss(self.model, self.validation)
+        if not math.isfinite(loss):
+            self._diverged(next(b for b in self.validation if not math.isfinite(mean_loss(self.model, [b]))))
         self.result.val_losses.append((self.step, loss))
         self._log({"step": self.step, "val_loss": loss})
 

@@ -239,3 +239,27 @@ def test_refused_runs_leave_no_tensorboard_folder(here: Path, capsys: pytest.Cap
     before = set(here.iterdir())
     refused(train(here, here / "run", "--tensorboard"), "exists already", capsys)
     assert set(here.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threads", "-1"], "--threads: expected 0 or more, found -1"),
+        (["--seed", "-5"], "'--seed'"),
+        (["--lr", "inf"], "--lr and --clip must be positive"),
+        (["--lr", "nan"], "--lr and --clip must be positive"),
+        (["--schedule", "cosin"], "unknown schedule 'cosin'; nearest: cosine"),
+        (["--backend", "native"], "backend 'native' cannot run here: device cpu has no narrow tensor cores"),
+        (["--context", "65"], "--context 65: the model reaches 64 tokens"),
+        (["--vocab", "100"], "--vocab: expected at least 257"),
+    ],
+)
+def test_settings_out_of_range(
+    options: list[str], message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(train(here, here / "new", *options), message, capsys)
+
+
+@pytest.mark.parametrize("option", ["--window", "--limit", "--batch"])
+def test_evaluating_nothing(option: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(["evaluate", "run", option, "-1"], f"{option}: expected at least", capsys)

@@ -12,8 +12,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from narrowcast.errors import InputError
+
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Decides weights, batches and random bits.")]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=(1 << 63) - 1, help="Decides weights, batches and random bits.")
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
 ResumeFlag = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
@@ -68,6 +72,8 @@ def use_threads(threads: int) -> None:
     """Set torch's CPU threads; 0 leaves them alone."""
     import torch
 
+    if threads < 0:
+        raise InputError(f"--threads: expected 0 or more, found {threads}")
     if threads:
         torch.set_num_threads(threads)
 

@@ -49,8 +49,7 @@ class TokenizedCorpus:
 
     def batch(self, seed: int, step: int, micro: int, batch: int, context: int) -> Tensor:
         """Return training tokens int64 ``[batch, context + 1]``, a pure function of its arguments."""
-        key = f"{seed}/{step}/{micro}".encode()
-        rng = np.random.Generator(np.random.Philox(int.from_bytes(hashlib.sha256(key).digest()[:8], "big")))
+        rng = np.random.Generator(np.random.Philox(derived_seed(seed, step, micro)))
         starts = rng.integers(0, self.train.numel() - context, size=batch)
         return torch.stack([self.train[s : s + context + 1] for s in starts.tolist()])
 
@@ -75,6 +74,11 @@ class TokenizedCorpus:
                     f"--data {self.corpus.name}: {ids.numel()} {side} tokens, expected more than {context}; "
                     "give more text or a smaller --context"
                 )
+
+
+def derived_seed(*parts: int | str) -> int:
+    """Return a 64-bit seed that is a pure function of ``parts``, such as (seed, step)."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
 def tokenize(corpus: Corpus, vocab: int, tokenizer_file: Path | None = None) -> TokenizedCorpus:
