@@ -71,6 +71,20 @@ def test_refusals_leave_the_model_alone(arguments, message):
     assert not any(isinstance(m, Linear) for m in model.modules())
 
 
+def test_a_layer_in_two_places_stays_shared_and_has_two_rows():
+    model = nn.ModuleDict({"a": nn.Linear(32, 32), "rest": nn.Sequential(nn.Linear(32, 32))})
+    model["b"] = model["a"]
+    report = nc.convert(model, "mxfp8")
+    assert [row.name for row in report.narrow] == ["a", "rest.0", "b"]
+    assert isinstance(model["a"], Linear)
+    assert model["a"] is model["b"] is not model["rest"][0]
+
+
+def test_a_model_that_is_a_layer_is_refused():
+    with pytest.raises(InputError, match="itself a linear layer"):
+        nc.convert(nn.Linear(32, 32), "mxfp8")
+
+
 def test_a_converted_model_is_refused():
     model = Net()
     nc.convert(model, "bf16")

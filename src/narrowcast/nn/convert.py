@@ -86,10 +86,16 @@ def convert_linears(
         keep_wide: glob patterns of module names left wide. Patterns given beyond the default must match something.
         only: glob patterns; if any, a layer must match one of them to be converted.
 
-    Raises InputError for a pattern that matches no module, for a model with no linear layer, and for a model that
-    was converted before. Nothing is changed when it raises.
+    A layer that stands in several places is converted once and stays shared; each place has its row.
+
+    Raises InputError for a pattern that matches no module, for a model with no linear layer or that is one itself, and
+    for a model that was converted before. Nothing is changed when it raises.
     """
-    names = dict(model.named_modules())
+    if isinstance(model, nn.Linear):
+        raise InputError(
+            "the model is itself a linear layer, which cannot be swapped in place; wrap it in Sequential"
+        )
+    names = dict(model.named_modules(remove_duplicate=False))
     for pattern in (*(p for p in keep_wide if p not in KEEP_WIDE), *only):
         if not any(fnmatch.fnmatch(name, pattern) for name in names):
             raise InputError(f"pattern {pattern!r} matches no module of the model; see model.named_modules()")
@@ -103,10 +109,13 @@ def convert_linears(
     if spec is not None and not swaps:
         kept = ", ".join(keep_wide)
         raise InputError(f"recipe {recipe}: no linear layer of the model is to be converted (kept wide: {kept})")
+    made: dict[nn.Linear, Linear] = {}
     for name, module in swaps:
         parent, _, child = name.rpartition(".")
         assert spec is not None
-        setattr(model.get_submodule(parent), child, Linear(module, spec, name, seed))
+        if module not in made:
+            made[module] = Linear(module, spec, name, seed)
+        setattr(model.get_submodule(parent), child, made[module])
     return report
 
 
