@@ -92,9 +92,7 @@ def convert_linears(
     for a model that was converted before. Nothing is changed when it raises.
     """
     if isinstance(model, nn.Linear):
-        raise InputError(
-            "the model is itself a linear layer, which cannot be swapped in place; wrap it in Sequential"
-        )
+        raise InputError("the model is itself a linear layer, which cannot be swapped in place; wrap it in Sequential")
     names = dict(model.named_modules(remove_duplicate=False))
     for pattern in (*(p for p in keep_wide if p not in KEEP_WIDE), *only):
         if not any(fnmatch.fnmatch(name, pattern) for name in names):
