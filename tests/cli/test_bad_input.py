@@ -245,7 +245,7 @@ def test_refused_runs_leave_no_tensorboard_folder(here: Path, capsys: pytest.Cap
     ("options", "message"),
     [
         (["--threads", "-1"], "--threads: expected 0 or more, found -1"),
-        (["--seed", "-5"], "'--seed'"),
+        (["--seed", "-5"], "--seed: expected 0 to 2**63 - 1, found -5"),
         (["--lr", "inf"], "--lr and --clip must be positive"),
         (["--lr", "nan"], "--lr and --clip must be positive"),
         (["--schedule", "cosin"], "unknown schedule 'cosin'; nearest: cosine"),

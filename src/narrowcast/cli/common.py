@@ -15,9 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from narrowcast.errors import InputError
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, max=(1 << 63) - 1, help="Decides weights, batches and random bits.")
-]
+SeedOption = Annotated[int, typer.Option("--seed", help="Decides weights, batches and random bits.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder to write to.")]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")]
 ResumeFlag = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
