@@ -11,11 +11,11 @@ def test_pieces_come_back_in_place_and_alone():
 
     def work(some, drawn):
         seen.append(some.numel())
-        return some + drawn
+        return torch.stack([some, some + drawn], dim=-1)
 
     found = by_pieces(work, x, random, piece=16)
     assert seen == [16] * 62 + [9]
-    assert torch.equal(found, 2 * x)
+    assert torch.equal(found, torch.stack([x, 2 * x], dim=-1))
 
 
 def test_a_small_tensor_stays_whole():
@@ -31,3 +31,10 @@ def test_a_large_tensor_rounds_like_its_parts():
         fmt = format_(name)
         assert torch.equal(fmt.round(x, mode, draws), torch.cat([fmt.round(x[r], mode, draws[r]) for r in rows]))
         assert torch.equal(fmt.encode(x, mode, draws), torch.cat([fmt.encode(x[r], mode, draws[r]) for r in rows]))
+
+
+def test_many_draws_are_those_of_their_elements():
+    n = 16 * PIECE + 9
+    draws = Stream(3).bits((n,))
+    for start in (0, 4 * PIECE - 8, 8 * PIECE - 8, n - 16):  # across the joints, and at both ends
+        assert torch.equal(draws[start : start + 16], Stream(3).bits((16,), whole=(n,), start=(start,)))

@@ -16,20 +16,21 @@ _WHOLE = 4  # pieces; up to here the allocator hands back warm memory, and they 
 
 
 def by_pieces(
-    work: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, random: Tensor | None, piece: int = PIECE
+    work: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, random: Tensor | None = None, piece: int = PIECE
 ) -> Tensor:
-    """Return ``work(x, random)``, an elementwise function, in pieces of ``piece`` elements where that is faster.
+    """Return ``work(x, random)`` in pieces of ``piece`` elements where that is faster.
 
-    ``random`` has the shape of ``x``, or is None.
+    ``work`` is elementwise: each element of ``x`` gives one of the result, or one row along a new last axis. ``random``
+    has the shape of ``x``, or is None.
     """
     if x.numel() <= _WHOLE * piece or x.device.type != "cpu" or torch.compiler.is_compiling():
         return work(x, random)
     pieces = x.reshape(-1).split(piece)
     draws = (None,) * len(pieces) if random is None else random.reshape(-1).split(piece)
     first = work(pieces[0], draws[0])
-    out = first.new_empty(x.shape)
-    places = out.view(-1).split(piece)
+    out = first.new_empty((x.numel(), *first.shape[1:]))
+    places = out.split(piece)
     places[0].copy_(first)
     for place, some, drawn in zip(places[1:], pieces[1:], draws[1:], strict=True):
         place.copy_(work(some, drawn))
-    return out
+    return out.view(x.shape + first.shape[1:])
