@@ -11,7 +11,7 @@ from torch import Tensor
 
 from narrowcast.kernels.facts import RotationFacts, rotation_of
 from narrowcast.kernels.launch import Matrix, amax_layout, items_of
-from narrowcast.kernels.tile import largest, load_group, place, rotate, unpacked
+from narrowcast.kernels.tile import largest, load_group, place, values_of
 from narrowcast.quantize import Cast
 
 WARPS = 8
@@ -26,9 +26,7 @@ def amax_kernel(
         rows, cols, padded_rows, padded_cols, 1, 0, 8, L
     )
     raw = load_group(x_ptr + base // L.per_item, flips_ptr, at, left, element, H, L, L.group // L.vector)
-    values = unpacked(raw, L, L.group // L.vector, L.items + 0)
-    if H.size > 1:
-        values = rotate(values, H, H.levels, L.group)
+    values = values_of(raw, H, L, True)
     top = tl.max(largest(values, 0, L.group), axis=0)
     row = 0
     if L.given == "row":

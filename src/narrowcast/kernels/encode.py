@@ -28,27 +28,15 @@ def float_of(bits):
 
 
 @triton.jit
-def multiply_toward_zero(a, POWER: tl.constexpr, INVERSE: tl.constexpr):
-    """Return ``a * POWER`` (a >= 0, a power of two at most 1 and its inverse) rounded toward zero; subnormals kept."""
+def multiply_toward_zero(a, power):
+    """Return ``a * power`` rounded toward zero, ``power`` a power of two: only subnormal results lose anything."""
     if _IN_PTX:
-        power = tl.full(a.shape, POWER, tl.float32)
         product = tl.inline_asm_elementwise("mul.rz.f32 $0, $1, $2;", "=f,f,f", [a, power], tl.float32, True, 1)
     else:
-        near = a * POWER
-        product = float_of(bits_of(near) - (near * INVERSE > a).to(tl.int32))
+        exact = a.to(tl.float64) * power.to(tl.float64)
+        near = exact.to(tl.float32)
+        product = float_of(bits_of(near) - (tl.abs(near.to(tl.float64)) > tl.abs(exact)).to(tl.int32))
     return product
-
-
-@triton.jit
-def shifted_in(word, code, BITS: tl.constexpr):
-    """Return ``word`` moved up by BITS, with the leading BITS of ``code`` below."""
-    if _IN_PTX:  # one funnel shift, which the compiler takes apart into masks and merges of 2.4 instructions a code
-        both = tl.inline_asm_elementwise(
-            f"shf.l.wrap.b32 $0, $1, $2, {BITS};", "=r,r,r", [code, word], tl.int32, True, 1
-        )
-    else:
-        both = (word << BITS) | (code.to(tl.uint32, bitcast=True) >> (32 - BITS)).to(tl.int32, bitcast=True)
-    return both
 
 
 @triton.jit
@@ -64,18 +52,20 @@ def shifted_to(n, draw, SHIFT: tl.constexpr):
 
 
 @triton.jit
-def encode(y, draw, E: tl.constexpr, R: tl.constexpr, NAN: tl.constexpr):
-    """Return the top-aligned codes of float32 ``y``; NaN inputs get their own code if NAN, else anything."""
-    if E.family == "integer":
+def encode(y, grid, draw, E: tl.constexpr, R: tl.constexpr, W: tl.constexpr, NAN: tl.constexpr):
+    """Return the codes of float32 ``y``; NaN inputs get their own code if NAN, else anything.
+
+    Top-aligned; but with W.halves as bits of the rebased float32, for `pack.packed_halves` to move two at once.
+    ``grid``: where the format's grid lies (`grid_of`).
+    """
+    if W.kind == "integer":
         code = encode_integer(y, draw, E, R, NAN)
-    elif E.adder & (R.mode == "nearest-even"):
-        code = signed(y, bits_of(nearest_by_adder(tl.minimum(tl.abs(y), E.max), E) * E.rebase), E)
-    elif E.plain & (R.mode == "stochastic") & (E.draw_shift >= 0):
-        code = signed(y, shifted_to(rebased(y, E, False), draw & R.draw_mask, E.draw_shift), E)
-    elif E.plain & ((not R.random) | (E.draw_shift >= 0)):
-        code = signed(y, round_fixed(rebased(y, E, R.sticky), E.shift, bits_of(y) >> 31, draw, R) << E.shift, E)
-    else:
+    elif W.kind == "general":
         code = encode_float(y, draw, E, R) << (32 - E.bits)
+    else:
+        code = rebased_bits(y, grid, draw, E, R, W)
+        if not W.halves:
+            code = signed(y, code, E)
     if NAN and E.family == "float":
         nan = tl.where(bits_of(y) < 0, E.negative_nan, E.positive_nan)
         code = tl.where((bits_of(y) & _MAGNITUDE) > _INF, nan, code)
@@ -83,43 +73,59 @@ def encode(y, draw, E: tl.constexpr, R: tl.constexpr, NAN: tl.constexpr):
 
 
 @triton.jit
-def nearest_by_adder(a, E: tl.constexpr):
-    """Return ``a`` (0 to the format's maximum) rounded to nearest even.
+def grid_of(N: tl.constexpr, E: tl.constexpr):
+    """Return (largest value, anchor of the smallest normal value as int32 bits, rebasing factor), [N] each.
 
-    The float32 adder rounds: beside a large enough power of two, the *anchor*, its last bit is one step of the format.
-    Two integer and two float instructions, then an exact rebasing; in integers alone, ties and subnormals take 10.
+    Rebasing takes the format's values to the float32 whose exponent field is theirs.
     """
-    anchor = float_of(tl.maximum((bits_of(a) & _INF) + E.anchor_step, E.anchor_least))
-    return (a + anchor) - anchor
+    return tl.full([N], E.max, tl.float32), tl.full([N], E.anchor_least, tl.int32), tl.full([N], E.rebase, tl.float32)
 
 
 @triton.jit
-def rebased(y, E: tl.constexpr, STICKY: tl.constexpr):
-    """Return the magnitude as bits of the float32 whose exponent field is the format's; its leading bits are the code.
-
-    What float32 cannot hold below is cut off; with STICKY the last bit remembers it.
-    """
-    a = tl.minimum(tl.abs(y), E.max)
-    moved = multiply_toward_zero(a, E.rebase, E.unbase)
-    bits = bits_of(moved)
-    if STICKY:
-        bits = bits | (moved * E.unbase < a).to(tl.int32)
+def rebased_bits(y, grid, draw, E: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
+    """Round ``y``; return bits of the rebased float32, in whose leading bits the code of the magnitude stands."""
+    limit, least, factor = grid
+    a = y
+    if not W.bounded and not (W.halves and W.kind == "dither"):
+        a = tl.minimum(tl.abs(y), limit)
+    elif W.kind == "adder":
+        a = tl.abs(y)
+    if W.kind == "adder":
+        # The float32 adder rounds: beside a large enough power of two, the anchor, its last bit is one step of the
+        # format. In integers alone, ties and subnormals take 10 instructions.
+        anchor = float_of(tl.maximum((bits_of(a) & _INF) + E.anchor_step, least))
+        bits = bits_of(((a + anchor) - anchor) * factor)
+    elif W.kind == "dither":
+        bits = shifted_to(bits_of(multiply_toward_zero(a, factor)), draw & R.draw_mask, E.draw_shift)
+    else:
+        moved = multiply_toward_zero(a, factor)
+        bits = bits_of(moved)
+        if R.sticky:
+            bits = bits | (moved * E.unbase < a).to(tl.int32)
+        bits = round_fixed(bits, E.shift, bits_of(y) >> 31, draw, R) << E.shift
     return bits
 
 
 @triton.jit
 def signed(y, bits, E: tl.constexpr):
     """Return sign and code: rebased ``bits`` moved up to the sign of ``y``."""
-    moved = bits << (8 - E.exponent)
-    if _IN_PTX:  # one instruction: bits of y where the mask is 1, else of moved; the compiler takes two
-        code = tl.inline_asm_elementwise(
-            "lop3.b32 $0, $1, $2, 0x80000000, 0xe4;", "=r,r,r", [bits_of(y), moved], tl.int32, True, 1
+    code = chosen_bits(bits_of(y), bits << (8 - E.exponent), 0x80000000)
+    if E.one_zero:
+        code = tl.where((bits << (8 - E.exponent) & _MAGNITUDE) >> (32 - E.bits) == 0, 0, code)
+    return code
+
+
+@triton.jit
+def chosen_bits(a, b, MASK: tl.constexpr):
+    """Return the bits of ``a`` where MASK has ones, of ``b`` elsewhere; one instruction, where the compiler takes two."""
+    if _IN_PTX:
+        found = tl.inline_asm_elementwise(
+            f"lop3.b32 $0, $1, $2, {MASK}, 0xe4;", "=r,r,r", [a, b], tl.int32, True, 1
         )
     else:
-        code = (bits_of(y) & _TOP) | (moved & _MAGNITUDE)
-    if E.one_zero:
-        code = tl.where((moved & _MAGNITUDE) >> (32 - E.bits) == 0, 0, code)
-    return code
+        mask: tl.constexpr = (MASK & 0xFFFFFFFF) - ((MASK & 0x80000000) << 1)
+        found = (a & mask) | (b & ~mask)
+    return found
 
 
 @triton.jit
@@ -214,7 +220,8 @@ def encode_integer(y, draw, E: tl.constexpr, R: tl.constexpr, NAN: tl.constexpr)
 def nearest_scale(x, F: tl.constexpr, R: tl.constexpr):
     """Return (plain code, value) of ``x``, 0 to the format's maximum, rounded to nearest even as R says too."""
     if F.anchored:
-        value = nearest_by_adder(x, F)
+        anchor = float_of(tl.maximum((bits_of(x) & _INF) + F.anchor_step, F.anchor_least))
+        value = (x + anchor) - anchor
         code = bits_of(value * F.rebase) >> F.shift
     else:
         code = encode_float(x, bits_of(x), F, R)

@@ -101,6 +101,11 @@ class FloatFacts:
         return self.anchored and self.plain
 
     @property
+    def movable(self) -> bool:
+        """Whether rounding still works on values moved by 2**-127 to 2**17 (`scale.merged`)."""
+        return self.anchored and self.shift + self.low_field > 127 and self.bias + self.mantissa <= 40
+
+    @property
     def _rebases(self) -> bool:
         return self.bottom == "subnormal" and not self.prefix and self.bias >= 0
 
@@ -108,6 +113,12 @@ class FloatFacts:
     def shift(self) -> int:
         """Bits of a float32 mantissa below the last one kept."""
         return 23 - self.mantissa
+
+    @property
+    def half_limit(self) -> int:
+        """The largest code with any bits below it, in the upper half of a rebased float32: in both halves of a word."""
+        limit = ((self.max_code + 1) << (7 - self.mantissa)) - 1
+        return limit << 16 | limit
 
     @property
     def draw_shift(self) -> int:
@@ -244,6 +255,7 @@ class ScaleFacts:
     Attributes:
         kind: ``one``, ``wide``, ``power``, ``narrow`` or ``two-level``.
         rule: of a power of two.
+        maximum: largest value of the element format.
         divisor: what a tile's maximum is divided by: the largest value of the element format, less the headroom.
         top: floor(log2) of the largest value, less the headroom.
         top_mantissa: float32 mantissa field of the largest value.
@@ -254,6 +266,7 @@ class ScaleFacts:
 
     kind: str
     rule: str
+    maximum: float
     divisor: float
     top: int
     top_mantissa: int
@@ -263,6 +276,14 @@ class ScaleFacts:
     mode: str = "nearest-even"  # how scales are rounded to their format: the fields of `RoundingFacts` that count here
     overflow: str = "leaves"
     sticky: bool = True
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the scale brings every magnitude to the format's maximum at most, but for float32's own rounding."""
+        if self.kind == "wide":
+            return self.divisor == self.maximum
+        fits = self.rule in ("ceil", "ceil-exponent") or (self.rule == "four-thirds" and self.top_mantissa >= 1 << 22)
+        return self.kind == "power" and fits
 
     @property
     def half(self) -> int:
@@ -295,6 +316,45 @@ def rounding_of(mode: Rounding) -> RoundingFacts:
     if mode.random and bits.isdigit():
         return RoundingFacts(name, mode.overflow, mode.random, mode.sticky, int(bits))
     return RoundingFacts(mode.name, mode.overflow, mode.random, mode.sticky)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How elements of a cast are encoded; what is fast depends on format, rounding, scale and transform together.
+
+    Attributes:
+        kind: ``integer``; ``adder``, where the float32 adder rounds to nearest even; ``dither``, random bits below the
+            last kept bit of the rebased float32; ``rebased``, any mode on that float32's bits; or ``general``.
+        halves: whether two codes are moved into place at once: each lies in the upper half of its float32.
+        bounded: whether no magnitude exceeds the format's maximum by more than rounding takes back, so none is cut.
+        merged: whether the transform's factor and the scale are one multiplication (`scale.merged`).
+    """
+
+    kind: str
+    halves: bool
+    bounded: bool
+    merged: bool
+
+
+def way_of(
+    element: "Facts", rounding: "RoundingFacts", scale: "ScaleFacts", rotation: "RotationFacts", pairs: bool
+) -> Way:
+    """Return the fastest way that gives the definition's bits; ``pairs``: on devices with minima of 16-bit pairs."""
+    if isinstance(element, IntegerFacts):
+        return Way("integer", False, False, False)
+    kind = "general"
+    if element.adder and rounding.mode == "nearest-even":
+        kind = "adder"
+    elif element.plain and rounding.mode == "stochastic" and element.draw_shift >= 0:
+        kind = "dither"
+    elif element.plain and (not rounding.random or element.draw_shift >= 0):
+        kind = "rebased"
+    if kind not in ("adder", "dither") or scale.kind == "one":
+        return Way(kind, False, False, False)
+    bounded = scale.bounded and element.mantissa <= 4
+    halves = element.mantissa <= 7 and element.bits in (4, 8) and not element.one_zero
+    merged = rotation.size > 1 and scale.kind == "power" and scale.rule != "four-thirds" and element.movable
+    return Way(kind, halves and (pairs or bounded or kind == "adder"), bounded, merged)
 
 
 @dataclass(frozen=True)
@@ -336,6 +396,7 @@ def scale_facts(rule: ScaleRule, element: Format) -> ScaleFacts:
     return ScaleFacts(
         kind=KINDS[type(rule)],
         rule=rule.rule if isinstance(rule, PowerOfTwo) else "",
+        maximum=element.max,
         divisor=element.max / 2.0 ** (rule.headroom if isinstance(rule, Wide) else 0),
         top=top - (rule.headroom if isinstance(rule, PowerOfTwo) else 0),
         top_mantissa=int((element.max / 2.0**top - 1) * (1 << 23)),

@@ -19,11 +19,13 @@ class Knobs:
         group: consecutive elements that one thread owns, a multiple of `group_multiple`.
         groups: groups of one program, at least; a power of two.
         warps: warps of 32 threads of one program.
+        registers: of a thread, at most; None for as many as the compiler likes.
     """
 
     group: int
     groups: int
     warps: int
+    registers: int | None = None
 
 
 @dataclass(frozen=True)

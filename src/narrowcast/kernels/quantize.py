@@ -16,22 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from narrowcast.formats.packing import packed_size
-from narrowcast.kernels.encode import encode, shifted_in
-from narrowcast.kernels.facts import as_int32, element_of, rotation_of, rounding_of, scale_facts, scale_format
+from narrowcast.kernels.encode import bits_of, encode, float_of, grid_of
+from narrowcast.kernels.facts import as_int32, element_of, rotation_of, rounding_of, scale_facts, scale_format, way_of
 from narrowcast.kernels.launch import Knobs, Matrix, items_of, knobs, layout
+from narrowcast.kernels.pack import packed, packed_halves
 from narrowcast.kernels.rounding import eight_draws, one_draw
-from narrowcast.kernels.scale import scale_of, tensor_scale
-from narrowcast.kernels.tile import (
-    again,
-    largest,
-    load_group,
-    over_tile,
-    place,
-    rotate,
-    store_bytes,
-    store_words,
-    unpacked,
-)
+from narrowcast.kernels.scale import merged, scale_of, tensor_scale
+from narrowcast.kernels.tile import again, largest, load_group, over_tile, place, store_bytes, store_words, values_of
 from narrowcast.quantize import Cast
 from narrowcast.scaling import Narrow, PowerOfTwo, TwoLevel
 from narrowcast.transforms import Hadamard
@@ -53,38 +44,9 @@ def draws_of(element, J: tl.constexpr, tensor, step, k0, k1, R: tl.constexpr, L:
 
 
 @triton.jit
-def packed(codes, BITS: tl.constexpr, G: tl.constexpr):
-    """Return top-aligned ``codes`` of a group as a little-endian bit stream of int32 words."""
-    words = ()
-    for w in tl.static_range(G * BITS // 32):
-        words = words + (packed_word(codes, w * 32, w * 32 // BITS, (w * 32 + 31) // BITS, BITS),)
-    return words
-
-
-@triton.jit
-def packed_word(codes, START: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, BITS: tl.constexpr):
-    """Return the 32 bits from START on of the stream of ``codes``, of which FIRST to LAST have bits there."""
-    word = codes[LAST] * 0
-    if BITS == 32:
-        word = codes[LAST]
-    elif 32 % BITS == 0:
-        for i in tl.static_range(LAST - FIRST + 1):  # the last code first
-            word = shifted_in(word, codes[LAST - i], BITS)
-    else:
-        for i in tl.static_range(LAST - FIRST + 1):
-            code = codes[FIRST + i].to(tl.uint32, bitcast=True) >> (32 - BITS)
-            if (FIRST + i) * BITS >= START:
-                code = code << ((FIRST + i) * BITS - START)
-            else:
-                code = code >> (START - (FIRST + i) * BITS)
-            word = word | code.to(tl.int32, bitcast=True)
-    return word
-
-
-@triton.jit
-def scales_of(values, tile, leader, inside, pointers, tiles_per_row, S: tl.constexpr, F: tl.constexpr,
-              L: tl.constexpr):  # fmt: skip
-    """Store the scales of a block's tiles; return (factors into the format, poisoned or not), Q of each."""
+def scales_of(values, places, pointers, tiles_per_row, E: tl.constexpr, S: tl.constexpr, F: tl.constexpr,
+              H: tl.constexpr, W: tl.constexpr, L: tl.constexpr):  # fmt: skip
+    """Store the scales of a program's tiles; return (factors into the format, grids, poisoned or not), Q of each."""
     scales_ptr, tensor_ptr, amax_ptr, whole_ptr = pointers
     kind: tl.constexpr = scales_ptr.dtype.element_ty
     whole = 0
@@ -92,36 +54,51 @@ def scales_of(values, tile, leader, inside, pointers, tiles_per_row, S: tl.const
         whole = tl.load(whole_ptr)
         if tl.program_id(0) + tl.program_id(1) == 0:
             tl.store(tensor_ptr, tensor_scale(whole, S))
-    intos, poisons = (), ()
+    intos, grids, poisons = (), (), ()
     per_group: tl.constexpr = L.per_group
     for q in tl.static_range(per_group):
         if L.given == "none":
             amax = over_tile(largest(values, q * L.cols, L.cols), L)
+            if W.merged:
+                amax = bits_of(float_of(amax) * H.factor)
             stored, into, poisoned = scale_of(amax, whole, S, F)
-            if L.mask and L.per_group > 1:
-                first = inside & leader & (tile % tiles_per_row + q < tiles_per_row)
-                tl.store(scales_ptr + tile + q, stored.to(kind), mask=first)
-            elif L.mask:
-                tl.store(scales_ptr + tile + q, stored.to(kind), mask=inside & leader)
-            elif L.inside > 1:
-                tl.store(scales_ptr + tile + q, stored.to(kind), mask=leader)
-            else:
-                tl.store(scales_ptr + tile + q, stored.to(kind))
+            store_scale(scales_ptr, stored.to(kind), places, q, tiles_per_row, L)
         else:
             row = tl.program_id(0) if L.given == "row" else 0
             stored, into, poisoned = scale_of(tl.load(amax_ptr + row), whole, S, F)
             if (tl.program_id(1) == 0) & (tl.program_id(0) == row):
                 tl.store(scales_ptr + row, stored.to(kind))
-        intos, poisons = intos + (into,), poisons + (poisoned,)
-    return intos, poisons
+        if W.merged:
+            into, grid = merged(stored, H.factor, E)
+        elif E.family == "float":
+            grid = grid_of(L.groups + 0, E)
+        else:
+            grid = ()
+        intos, grids, poisons = intos + (into,), grids + (grid,), poisons + (poisoned,)
+    return intos, grids, poisons
 
 
 @triton.jit
-def words_of(values, intos, poisons, element, counter, E: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+def store_scale(scales_ptr, stored, places, Q: tl.constexpr, tiles_per_row, L: tl.constexpr):
+    """Store the scale of the Q-th tile of each group, by the first group of the tile."""
+    tile, leader, inside = places
+    if L.mask and L.per_group > 1:
+        tl.store(scales_ptr + tile + Q, stored, mask=inside & leader & (tile % tiles_per_row + Q < tiles_per_row))
+    elif L.mask:
+        tl.store(scales_ptr + tile + Q, stored, mask=inside & leader)
+    elif L.inside > 1:
+        tl.store(scales_ptr + tile + Q, stored, mask=leader)
+    else:
+        tl.store(scales_ptr + tile + Q, stored)
+
+
+@triton.jit
+def words_of(values, scaling, element, counter, E: tl.constexpr, R: tl.constexpr, S: tl.constexpr, W: tl.constexpr,
              L: tl.constexpr):  # fmt: skip
     """Return the words of codes of each group: scale, round, encode, pack."""
+    intos, grids, poisons = scaling
     tensor, step, k0, k1 = counter
-    codes = ()
+    ys, codes = (), ()
     chunks: tl.constexpr = L.group // 8
     for j in tl.static_range(chunks):
         draws = draws_of(element, j, tensor, step, k0, k1, R, L)
@@ -129,11 +106,11 @@ def words_of(values, intos, poisons, element, counter, E: tl.constexpr, R: tl.co
             y = values[8 * j + i]
             if S.kind != "one":
                 y = y * intos[(8 * j + i) // L.cols]
-            code = encode(y, draws[i], E, R, S.kind == "one")
+            code = encode(y, grids[(8 * j + i) // L.cols], draws[i], E, R, W, S.kind == "one")
             if S.kind != "one" and L.cols * E.bits % 32 != 0:
                 code = tl.where(poisons[(8 * j + i) // L.cols], E.positive_nan, code)
-            codes = codes + (code,)
-    words = packed(codes, E.bits, L.group)
+            ys, codes = ys + (y,), codes + (code,)
+    words = packed_halves(ys, codes, L.group, E, W) if W.halves else packed(codes, E.bits, L.group)
     if S.kind != "one" and L.cols * E.bits % 32 == 0:
         kept = ()
         count: tl.constexpr = len(words)
@@ -148,26 +125,29 @@ def words_of(values, intos, poisons, element, counter, E: tl.constexpr, R: tl.co
 def quantize_kernel(
     x_ptr, codes_ptr, scales_ptr, tensor_ptr, amax_ptr, whole_ptr, flips_ptr, step_ptr,
     rows, cols, padded_rows, padded_cols, tiles_per_row, row_bytes, k0, k1, tensor, step,
-    E: tl.constexpr, R: tl.constexpr, S: tl.constexpr, F: tl.constexpr, H: tl.constexpr, L: tl.constexpr,
+    E: tl.constexpr, R: tl.constexpr, S: tl.constexpr, F: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    L: tl.constexpr,
 ):  # fmt: skip
-    """Quantize one block of groups. Facts: E element, R rounding, S scale, F its format, H rotation, L layout."""
+    """Quantize one block of groups. Facts: E element, R rounding, S scale, F its format, H rotation, W way, L layout."""
     base, at, left, element, code_base, code_at, tile, leader, inside = place(
         rows, cols, padded_rows, padded_cols, tiles_per_row, row_bytes, E.bits, L
     )
     raw = load_group(x_ptr + base // L.per_item, flips_ptr, at, left, element, H, L, L.group // L.vector)
-    values = unpacked(raw, L, L.group // L.vector, L.items + 0)
-    if H.size > 1:
-        values = rotate(values, H, H.levels, L.group)
-    intos, poisons = (), ()
-    if S.kind != "one":
-        pointers = (scales_ptr, tensor_ptr, amax_ptr, whole_ptr)
-        intos, poisons = scales_of(values, tile, leader, inside, pointers, tiles_per_row, S, F, L)
-        if H.size == 1 and L.given == "none" and L.inside > 1:
-            values = unpacked(again(raw, L, L.group // L.vector), L, L.group // L.vector, L.items + 0)
+    values = values_of(raw, H, L, not W.merged)
+    if S.kind == "one":
+        grid = ()
+        if E.family == "float":
+            grid = grid_of(L.groups + 0, E)
+        scaling = ((1.0,), (grid,), (False,))
+    else:
+        pointers, places = (scales_ptr, tensor_ptr, amax_ptr, whole_ptr), (tile, leader, inside)
+        scaling = scales_of(values, places, pointers, tiles_per_row, E, S, F, H, W, L)
+        if L.given == "none" and L.inside > 1:
+            values = values_of(again(raw, L, L.group // L.vector), H, L, not W.merged)
     if R.random:
         if step_ptr is not None:
             step = tl.load(step_ptr)
-    words = words_of(values, intos, poisons, element, (tensor, step, k0, k1), E, R, S, L)
+    words = words_of(values, scaling, element, (tensor, step, k0, k1), E, R, S, W, L)
     if L.ragged:
         left_bits = (padded_cols - element % padded_cols).to(tl.int32) * E.bits
         store_bytes(codes_ptr + code_base + code_at, words, inside, left_bits, len(words))
@@ -274,16 +254,22 @@ def codes_and_scales(
         tiles_per_row=scales.shape[-2] if cast.tile.cols and made.given == "none" else 1,
         row_bytes=row_bytes,
         **(counter or Counter(0, 0, 0, 0)).arguments,
-        E=element_of(cast.format),
-        R=rounding_of(cast.rounding),
-        S=scale_facts(cast.scale, cast.format),
-        F=scale_format(cast.scale),
-        H=rotation_of(cast.transform),
+        **constants(cast, x.device),
         L=made,
         num_warps=chosen.warps,
+        maxnreg=chosen.registers,
         enable_fp_fusion=False,
     )
     return codes.view(torch.uint8).view(*padded[:-1], row_bytes), scales, tensor_scale
+
+
+def constants(cast: Cast, device: torch.device) -> dict[str, object]:
+    """Return what a kernel is told of a cast when it is compiled."""
+    element, rounding = element_of(cast.format), rounding_of(cast.rounding)
+    scale, rotation = scale_facts(cast.scale, cast.format), rotation_of(cast.transform)
+    pairs = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
+    way = way_of(element, rounding, scale, rotation, pairs)
+    return {"E": element, "R": rounding, "S": scale, "F": scale_format(cast.scale), "H": rotation, "W": way}
 
 
 def tiles_shape(cast: Cast, padded: tuple[int, ...]) -> tuple[int, ...]:

@@ -78,6 +78,23 @@ def power_of_two(amax, poisoned, S: tl.constexpr):
 
 
 @triton.jit
+def merged(stored, FACTOR: tl.constexpr, E: tl.constexpr):
+    """Return (one factor for FACTOR times 2**k, where the grid lies then) for the power of two 2**-k ``stored``.
+
+    Two multiplications, by a transform's factor and by a power of two, round once: where nothing is subnormal they can
+    be one. So the values are moved by 2**k only as far as that holds, -110 to 60, or for tiny values, whose product
+    with the factor may be subnormal and must be rounded as such, not at all; and the grid is moved by the rest.
+    What lies below 2**-66 of the format's values rounds to zero either way.
+    """
+    k = 127 - stored
+    moved = tl.where(k > 60, 0, tl.maximum(k, -110))
+    rest = moved - k
+    power = float_of(tl.where(rest < -126, 0x400000, (rest + 127) << 23))
+    grid = (power * E.max, (rest << 23) + E.anchor_least, float_of((127 - rest) << 23) * E.rebase)
+    return float_of((moved + 127) << 23) * FACTOR, grid
+
+
+@triton.jit
 def narrow(amax, poisoned, S: tl.constexpr, F: tl.constexpr):
     """Return (code, factor) of a scale rounded to a narrow float, as `Narrow`."""
     exact = tl.minimum(quotient(float_of(amax), S.divisor), F.max)

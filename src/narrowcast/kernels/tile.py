@@ -123,17 +123,31 @@ def unpacked(raw, L: tl.constexpr, LOADS: tl.constexpr, ITEMS: tl.constexpr):
 
 
 @triton.jit
-def rotate(values, H: tl.constexpr, LEVELS: tl.constexpr, SIZE: tl.constexpr):
-    """Return the SIZE ``values`` of each group after the transform H (`RotationFacts`), its signs already applied."""
+def values_of(raw, H: tl.constexpr, L: tl.constexpr, FACTOR: tl.constexpr):
+    """Return the float32 elements of each group, rotated, from what `load_group` loaded."""
+    values = unpacked(raw, L, L.group // L.vector, L.items + 0)
+    if H.size > 1:
+        values = rotate(values, H, H.levels, L.group, FACTOR)
+    return values
+
+
+@triton.jit
+def rotate(values, H: tl.constexpr, LEVELS: tl.constexpr, SIZE: tl.constexpr, FACTOR: tl.constexpr):
+    """Return the SIZE ``values`` of each group after the transform H (`RotationFacts`), its signs already applied.
+
+    FACTOR: whether to multiply by the transform's factor here.
+    """
     for level in tl.static_range(LEVELS):
         if (1 << level) < SIZE:
             values = butterflies(values, 1 << level, SIZE)
         else:
             values = butterflies_across(values, (1 << level) // SIZE, H.size // SIZE, SIZE)
-    scaled = ()
-    for i in tl.static_range(SIZE):
-        scaled = scaled + (values[i] * H.factor,)
-    return scaled
+    if FACTOR:
+        scaled = ()
+        for i in tl.static_range(SIZE):
+            scaled = scaled + (values[i] * H.factor,)
+        values = scaled
+    return values
 
 
 @triton.jit
