@@ -41,6 +41,8 @@ SPEED = (
     *(f"{MX4}/stochastic/hadamard{n}" for n in (16, 32, 128)),
     f"{MX4}-four-thirds/stochastic/hadamard32-fresh", f"{NV4}/stochastic/hadamard16-fixed",
     f"{NV4}/nearest-even/hadamard128", "e4m3fn/row/fp32/nearest-even/hadamard128",
+    "bnb-nf4", "hifloat8", "posit8_1/1x32/fp32-headroom22", "posit8_1/1x32/e8m0-headroom11/stochastic",
+    "lns8_8/row/fp32", "posit16_1/tensor/fp32-headroom26",
 )  # fmt: skip
 EXHAUSTIVE = ("e4m3fn", "e5m2", "e2m1fn")
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -61,7 +63,7 @@ def checked() -> list[str]:
     names = [*formats(), *(example for family in families() for example in family.examples)]
     found = [name for name in names if not isinstance(nc.format(name), Integer) or name in widths]
     modes = [m for m in roundings() if not m.rpartition("-")[2].isdigit() or m in ("stochastic-1", "stochastic-8")]
-    for fmt in ("e4m3fn", "e2m1fn", "int8", "bfloat16", "ue5m3", "e5m2fnuz", "e4m3_ftz"):
+    for fmt in ("e4m3fn", "e2m1fn", "int8", "bfloat16", "ue5m3", "e5m2fnuz", "e4m3_ftz", "posit8_1", "hif8", "nf4"):
         found += [f"{fmt}/tensor/one/{mode}" for mode in modes]
     for rule in ("fp32", "e8m0-ceil", "e8m0-ceil-exponent", "e8m0-even", "e8m0-nearest", "e4m3fn", "bfloat16"):
         found += [f"e3m2fn/1x64/{rule}", f"int4/1x32/{rule}"]
@@ -137,6 +139,27 @@ def check_all(workers: int) -> dict[str, Any]:
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         differ = [text for found in pool.map(check, [names[i::workers] for i in range(workers)]) for text in found]
     return {"casts": len(names), "without_kernel": without, "types": [str(t) for t in TYPES], "differ": differ}
+
+
+def compiled() -> list[str]:
+    """Return what differs where the operator stands in a graph compiled whole."""
+    differ = []
+    for name in ("mxfp4", "nvfp4", "e4m3fn/row/fp32", f"{MX4}/stochastic/hadamard32-fresh"):
+        cast, x = spelled(name), torch.randn(256, 1024, device="cuda")
+
+        def run(x: torch.Tensor, cast: Cast = cast) -> tuple[torch.Tensor, torch.Tensor]:
+            q = nc.quantize(x * 2.0, cast, seed=5, backend="native")
+            return q.codes, q.scales
+
+        try:
+            codes, scales = torch.compile(run, fullgraph=True)(x)
+        except Exception as error:
+            differ.append(f"{name}: {type(error).__name__}: {str(error)[:300]}")
+            continue
+        expected = nc.quantize(x * 2.0, cast, seed=5, backend="emulate")
+        if not (torch.equal(codes, expected.codes) and torch.equal(scales, expected.scales)):
+            differ.append(f"{name}: compiled whole, other bits")
+    return differ
 
 
 def exhaustive(name: str, chunk: int = 1 << 27) -> dict[str, Any]:
@@ -249,6 +272,8 @@ def main(arguments: list[str]) -> None:
     result: dict[str, Any] = {"versions": {**versions(), "triton": triton.__version__}}
     result["check"] = check_all(min(os.cpu_count() or 1, 14))
     found = result["check"]
+    found["compiled"] = compiled()
+    print("compiled whole:", found["compiled"] or "the same")
     print(f"{found['casts']} casts, {len(found['differ'])} differences, {time.perf_counter() - start:.0f} s")
     print("\n".join(result["check"]["differ"][:40]))
     if not options.quick:

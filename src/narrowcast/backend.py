@@ -82,7 +82,10 @@ def choose_quantize(backend: str, cast: Cast, x: Tensor, what: str = "tensor") -
     emulated = "plain PyTorch, one operation after another"
     if backend == "emulate":
         return Choice("emulate", emulated, "asked for")
-    reason = _no_kernels(x.device.type) or _no_quantize_kernel(cast, x.dtype)
+    spelling = str(cast)
+    reason = _no_kernels(x.device.type) or _no_quantize_kernel(spelling, x.dtype)
+    if reason is None and not torch.compiler.is_compiling() and cast_of(spelling) != cast:
+        reason = f"kernels know formats by their names, and {cast.format} is not what its name says"
     if reason is None:
         return Choice("native", "one Triton pass", "")
     if backend == "native":
@@ -103,13 +106,16 @@ def _no_kernels(device: str) -> str | None:
 
 
 @constant
-def _no_quantize_kernel(cast: Cast, dtype: torch.dtype) -> str | None:
+def _no_quantize_kernel(cast: str, dtype: torch.dtype) -> str | None:
     """Return why no kernel quantizes tensors of ``dtype`` by a cast, or None where one does."""
     from narrowcast.kernels.support import reason
 
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"kernels read float32, bfloat16 and float16, not {dtype}"
-    return reason(cast)
+    try:
+        return reason(cast_of(cast))
+    except InputError as error:
+        return f"kernels know formats by their names: {error}"
 
 
 def quantize(

@@ -189,10 +189,12 @@ class Cast:
         return values
 
     def __str__(self) -> str:
-        if self == Cast(self.format):
+        # written so that the compiler can follow it: kernels take a cast by its spelling
+        plain = self.tile.is_tensor and isinstance(self.scale, One) and self.rounding.name == "nearest-even"
+        if plain and self.transform is None:
             return str(self.format)
-        tail = f"/{self.transform}" if self.transform else ""
-        return f"{self.format}/{self.tile}/{self.scale}/{self.rounding}{tail}"
+        tail = "" if self.transform is None else "/" + str(self.transform)
+        return "/".join([str(self.format), str(self.tile), str(self.scale), str(self.rounding)]) + tail
 
 
 @dataclass(frozen=True)

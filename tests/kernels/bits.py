@@ -16,6 +16,7 @@ from tests.witnesses import random_float32
 import narrowcast as nc
 from narrowcast.backend import choose_quantize
 from narrowcast.formats import Integer, Minifloat, Stream, families, formats, roundings
+from narrowcast.formats.tabulated import Tabulated
 from narrowcast.kernels import launch
 from narrowcast.kernels.native import quantize
 from narrowcast.kernels.support import reason
@@ -27,9 +28,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STREAM = Stream((77 << 32) + 5, 3, 2)  # a seed of two words
 WITH_KERNEL = [s for s in TABLE if reason(cast(s)) is None]
 WIDTHS = ("int2", "int3", "int4", "int8", "int16", "int8_full", "uint8", "q1.6")  # the others differ in width alone
+KINDS = (Minifloat, Integer, Tabulated)
+EXAMPLES = [nc.format(name) for family in families() for name in family.examples]
 FORMATS = [
-    f for f in formats().values() if isinstance(f, Minifloat) or (isinstance(f, Integer) and f.name in WIDTHS)
-] + [f for family in families() for f in map(nc.format, family.examples) if isinstance(f, Minifloat)]  # fmt: skip
+    f
+    for f in [*formats().values(), *(f for f in EXAMPLES if isinstance(f, Minifloat))]
+    if isinstance(f, KINDS) and (not isinstance(f, Integer) or f.name in WIDTHS)
+]
 MODES = [m for m in roundings() if not m.rpartition("-")[2].isdigit() or m == "stochastic-5"]
 
 
@@ -85,15 +90,15 @@ def test_every_format(fmt):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["e4m3fn", "int8", "ue5m3"])
+@pytest.mark.parametrize("name", ["e4m3fn", "int8", "ue5m3", "posit8_1"])
 def test_every_rounding(name, mode):
     fmt = nc.format(name)
     assert not difference(Cast(fmt, rounding=roundings()[mode]), corners(fmt))
 
 
-def test_no_cast_of_minifloats_or_integers_lost_its_kernel():
+def test_no_preset_lost_its_kernel():
     """A new field of a scale or a rounding is refused until a kernel knows it; then this fails."""
-    known = [s for s in nc.PRESETS if isinstance(cast(s).format, Minifloat | Integer)]
+    known = [s for s in nc.PRESETS if isinstance(cast(s).format, KINDS)]
     assert not [(s, reason(cast(s))) for s in known if reason(cast(s))]
     assert len(WITH_KERNEL) > 45
 

@@ -7,7 +7,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from narrowcast.kernels import facts
 from narrowcast.kernels import quantize as kernel
 from narrowcast.kernels.launch import Matrix, knobs, layout
 from narrowcast.quantize import cast
@@ -20,14 +19,8 @@ def compiled(spelling: str, shape: tuple[int, int] = (4096, 4096)) -> list[objec
     """Return the PTX of a cast of bfloat16, and the local memory of one thread."""
     narrow, matrix = cast(spelling), Matrix.of(shape, shape)
     chosen = knobs(narrow, matrix)
-    constant = {
-        "E": facts.element_of(narrow.format),
-        "R": facts.rounding_of(narrow.rounding),
-        "S": facts.scale_facts(narrow.scale, narrow.format),
-        "F": facts.scale_format(narrow.scale),
-        "H": facts.rotation_of(narrow.transform),
-        "L": layout(narrow, matrix, torch.empty(shape, dtype=torch.bfloat16, device="meta"), chosen)[0],
-    }
+    made = layout(narrow, matrix, torch.empty(shape, dtype=torch.bfloat16, device="meta"), chosen)[0]
+    constant = {**kernel.constants(narrow, torch.device("meta")), "L": made, "tables": None}
     names = kernel.quantize_kernel.arg_names
     given = {
         "tensor_ptr": narrow.scale.tensor_bits,
@@ -45,8 +38,8 @@ def compiled(spelling: str, shape: tuple[int, int] = (4096, 4096)) -> list[objec
     values = {(names.index(name),): value for name, value in constant.items()}
     source = ASTSource(kernel.quantize_kernel, signature, values, {k: v for k, v in aligned.items() if k not in values})
     options = {"num_warps": chosen.warps, "enable_fp_fusion": False}
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-    return [made.asm["ptx"], made.asm["ptx"].count(".local")]
+    compiled_ = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    return [compiled_.asm["ptx"], compiled_.asm["ptx"].count(".local")]
 
 
 if __name__ == "__main__":

@@ -7,24 +7,13 @@ and a funnel shift puts a code into its word.
 import triton
 import triton.language as tl
 
-from narrowcast.kernels.rounding import leaves, round_fixed
+from narrowcast.kernels.rounding import bits_of, float_of, leaves, round_fixed
+from narrowcast.kernels.table import encode_by_table
 
 _IN_PTX = tl.constexpr(not triton.knobs.runtime.interpret)
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 _INF = tl.constexpr(0x7F800000)
 _TOP = tl.constexpr(-(1 << 31))
-
-
-@triton.jit
-def bits_of(x):
-    """Return the bits of float32 as int32."""
-    return x.to(tl.int32, bitcast=True)
-
-
-@triton.jit
-def float_of(bits):
-    """Return int32 bits as float32."""
-    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -56,12 +45,14 @@ def encode(y, grid, draw, E: tl.constexpr, R: tl.constexpr, W: tl.constexpr, NAN
     """Return the codes of float32 ``y``; NaN inputs get their own code if NAN, else anything.
 
     Top-aligned; but with W.halves as bits of the rebased float32, for `pack.packed_halves` to move two at once.
-    ``grid``: where the format's grid lies (`grid_of`).
+    ``grid``: where the format's grid lies (`grid_of`), or its tables.
     """
     if W.kind == "integer":
         code = encode_integer(y, draw, E, R, NAN)
     elif W.kind == "general":
         code = encode_float(y, draw, E, R) << (32 - E.bits)
+    elif W.kind == "table":
+        code = encode_by_table(y, grid, draw, E, R)
     else:
         code = rebased_bits(y, grid, draw, E, R, W)
         if not W.halves:
@@ -117,11 +108,9 @@ def signed(y, bits, E: tl.constexpr):
 
 @triton.jit
 def chosen_bits(a, b, MASK: tl.constexpr):
-    """Return the bits of ``a`` where MASK has ones, of ``b`` elsewhere; one instruction, where the compiler takes two."""
-    if _IN_PTX:
-        found = tl.inline_asm_elementwise(
-            f"lop3.b32 $0, $1, $2, {MASK}, 0xe4;", "=r,r,r", [a, b], tl.int32, True, 1
-        )
+    """Return the bits of ``a`` where MASK has ones, of ``b`` elsewhere."""
+    if _IN_PTX:  # one instruction, where the compiler takes two
+        found = tl.inline_asm_elementwise(f"lop3.b32 $0, $1, $2, {MASK}, 0xe4;", "=r,r,r", [a, b], tl.int32, True, 1)
     else:
         mask: tl.constexpr = (MASK & 0xFFFFFFFF) - ((MASK & 0x80000000) << 1)
         found = (a & mask) | (b & ~mask)

@@ -7,8 +7,12 @@ import math
 from dataclasses import dataclass
 from math import lcm
 
+import torch
+
 from narrowcast.errors import InputError
-from narrowcast.formats import RANDOM_BITS, Bottom, Format, Integer, Minifloat, Rounding, Specials
+from narrowcast.formats import NEAREST_EVEN, RANDOM_BITS, Bottom, Format, Integer, Minifloat, Rounding, Specials
+from narrowcast.formats.lookup import lookup, slots
+from narrowcast.formats.tabulated import Tabulated
 from narrowcast.scaling import Narrow, One, PowerOfTwo, ScaleRule, TwoLevel, Wide
 from narrowcast.scaling.scales import FLOAT32_MAX
 from narrowcast.transforms import Hadamard
@@ -221,11 +225,36 @@ class IntegerFacts:
         return float(self.high)
 
 
-Facts = FloatFacts | IntegerFacts
+@dataclass(frozen=True)
+class TableFacts:
+    """A format known by its values; the tables themselves are arguments of a kernel (`kernels.table`)."""
+
+    bits: int
+    poison_code: int
+    doublings: int
+    entries: bool
+    family: str = "table"
+
+    @property
+    def positive_nan(self) -> int:
+        """Top-aligned code of a positive NaN; of zero in formats without one."""
+        return top_aligned(self.poison_code, self.bits)
+
+    @property
+    def poison(self) -> tuple[int, ...]:
+        """Words of codes of a poisoned tile, as int32, over one period."""
+        return poison_words(self.poison_code, self.bits)
 
 
-def element_of(fmt: Format) -> Facts:
-    """Return the facts of a format; InputError for a family without kernels."""
+Facts = FloatFacts | IntegerFacts | TableFacts
+
+
+def element_of(fmt: Format, mode: Rounding) -> Facts:
+    """Return the facts of a format, which is rounded by ``mode``; InputError for a family without kernels."""
+    if isinstance(fmt, Tabulated):
+        doublings = lookup(fmt, mode, torch.float32, torch.device("cpu")).doublings
+        poison = int(slots(fmt, torch.device("cpu")).codes[-1])
+        return TableFacts(fmt.bits, poison, doublings, entries=doublings <= 1 and not mode.random)
     if isinstance(fmt, Minifloat):
         return FloatFacts(
             bits=fmt.bits,
@@ -323,8 +352,8 @@ class Way:
     """How elements of a cast are encoded; what is fast depends on format, rounding, scale and transform together.
 
     Attributes:
-        kind: ``integer``; ``adder``, where the float32 adder rounds to nearest even; ``dither``, random bits below the
-            last kept bit of the rebased float32; ``rebased``, any mode on that float32's bits; or ``general``.
+        kind: ``integer``; ``table``; ``adder``, where the float32 adder rounds to nearest even; ``dither``, random bits
+            below the last kept bit of the rebased float32; ``rebased``, any mode on that float32's bits; ``general``.
         halves: whether two codes are moved into place at once: each lies in the upper half of its float32.
         bounded: whether no magnitude exceeds the format's maximum by more than rounding takes back, so none is cut.
         merged: whether the transform's factor and the scale are one multiplication (`scale.merged`).
@@ -340,8 +369,8 @@ def way_of(
     element: "Facts", rounding: "RoundingFacts", scale: "ScaleFacts", rotation: "RotationFacts", pairs: bool
 ) -> Way:
     """Return the fastest way that gives the definition's bits; ``pairs``: on devices with minima of 16-bit pairs."""
-    if isinstance(element, IntegerFacts):
-        return Way("integer", False, False, False)
+    if not isinstance(element, FloatFacts):
+        return Way(element.family, False, False, False)
     kind = "general"
     if element.adder and rounding.mode == "nearest-even":
         kind = "adder"
@@ -408,4 +437,4 @@ def scale_facts(rule: ScaleRule, element: Format) -> ScaleFacts:
 
 def scale_format(rule: ScaleRule) -> Facts | None:
     """Return the facts of the format that scales are rounded to, or None."""
-    return element_of(rule.format) if isinstance(rule, Narrow | TwoLevel) else None
+    return element_of(rule.format, NEAREST_EVEN) if isinstance(rule, Narrow | TwoLevel) else None

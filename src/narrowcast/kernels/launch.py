@@ -143,11 +143,15 @@ def knobs(cast: Cast, matrix: Matrix) -> Knobs:
     """Return the knobs for a cast, as measured on an H100 (`bench/quantize_gpu.py`).
 
     Without tiles, and for codes beyond 8 bits, 8 elements a thread keep every access side by side. In short tiles 32
-    do, so that the work per tile is done once. In squares and rows a thread takes several groups of 16.
+    do, so that the work per tile is done once. In squares a thread takes two groups of 16, in rows eight of 8.
     """
     least, tile, source = group_multiple(cast), cast.tile, given(cast, matrix.cols)
     several = source == "none" and (tile.rows > 1 or tile.cols == 0)
-    wanted = 8 if source != "none" or cast.format.bits > 8 else 16 if several else 32
+    wanted = 32
+    if source != "none" or cast.format.bits > 8 or tile.cols == 0:
+        wanted = 8
+    elif several:
+        wanted = 16
     fitting = [
         size
         for size in (32, 16, 8)
@@ -162,7 +166,11 @@ def knobs(cast: Cast, matrix: Matrix) -> Knobs:
         return Knobs(group, groups, max(groups // 32, 1) if group == 32 else 4)
     inside = power_of_two(tile.rows) * power_of_two(-(-(tile.cols or matrix.padded_cols) // group))
     groups = max(128 if tile.cols == 0 else 512, inside)
-    return Knobs(group, groups, min(max(groups // 128, 1), 16))
+    if tile.cols:
+        return Knobs(group, groups, min(max(groups * group // 1024, 1), 16))
+    # A program that holds a whole row waits for it: many short ones hide that, so registers are short.
+    limit = 80 if cast.rounding.random and cast.transform is None and groups * group > 4096 else None
+    return Knobs(group, groups, min(max(groups * group // 2048, 1), 16), limit)
 
 
 def layout(cast: Cast, matrix: Matrix, x: Tensor, chosen: Knobs) -> tuple[Layout, tuple[int, int]]:

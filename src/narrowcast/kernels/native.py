@@ -11,7 +11,6 @@ from torch import Tensor
 
 from narrowcast.errors import InputError
 from narrowcast.formats import Stream
-from narrowcast.formats.lookup import constant
 from narrowcast.formats.packing import packed_size
 from narrowcast.kernels import amax as amax_op
 from narrowcast.kernels import quantize as quantize_op
@@ -37,16 +36,11 @@ def quantize(
     source = F.pad(x, (0, 0, 0, short)) if short else x  # each matrix of a batch is padded by itself
     bits = _counter(stream, x.device)
     maxima = _maxima(cast, source, history, bits, given(cast, padded[-1]))
-    codes, scales, tensor_scale = torch.ops.narrowcast.quantize(source, _spelled(cast), list(padded), *maxima, *bits)
+    codes, scales, tensor_scale = torch.ops.narrowcast.quantize(source, str(cast), list(padded), *maxima, *bits)
     if not cast.scale.bits:
         scales = torch.ones(quantize_op.tiles_shape(cast, padded), device=x.device)
     second = tensor_scale if cast.scale.tensor_bits else None
     return QTensor(codes, scales, second, cast, tuple(x.shape), padded, x.dtype, stream)
-
-
-@constant
-def _spelled(cast: Cast) -> str:
-    return str(cast)
 
 
 def _counter(stream: Stream | None, device: torch.device) -> tuple[int, int, int, Tensor | None]:
@@ -68,9 +62,9 @@ def _maxima(
     padded = list(cast.padded_shape(tuple(x.shape)))
     whole = tiles = None
     if source == "one" or cast.scale.tensor_bits:
-        whole = torch.ops.narrowcast.amax(x, _spelled(cast), padded, False, *bits)
+        whole = torch.ops.narrowcast.amax(x, str(cast), padded, False, *bits)
     if source == "row":
-        tiles = torch.ops.narrowcast.amax(x, _spelled(cast), padded, True, *bits)
+        tiles = torch.ops.narrowcast.amax(x, str(cast), padded, True, *bits)
     elif source == "one":
         tiles = whole
     if cast.scale.delayed is not None:

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from narrowcast.kernels.encode import bits_of, chosen_bits
+from narrowcast.kernels.encode import chosen_bits
+from narrowcast.kernels.rounding import bits_of
 
 _IN_PTX = tl.constexpr(not triton.knobs.runtime.interpret)
 
@@ -53,9 +54,7 @@ def shifted_in(word, code, BITS: tl.constexpr):
 def bytes_of(a, b, SELECTOR: tl.constexpr):
     """Return four bytes chosen from the eight of ``a`` (0 to 3) and ``b`` (4 to 7), the first digit last."""
     if _IN_PTX:
-        found = tl.inline_asm_elementwise(
-            f"prmt.b32 $0, $1, $2, {SELECTOR};", "=r,r,r", [a, b], tl.int32, True, 1
-        )
+        found = tl.inline_asm_elementwise(f"prmt.b32 $0, $1, $2, {SELECTOR};", "=r,r,r", [a, b], tl.int32, True, 1)
     else:
         both = (b.to(tl.uint32, bitcast=True).to(tl.uint64) << 32) | a.to(tl.uint32, bitcast=True).to(tl.uint64)
         found = tl.zeros_like(a)

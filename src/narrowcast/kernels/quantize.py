@@ -16,12 +16,14 @@ import triton.language as tl
 from torch import Tensor
 
 from narrowcast.formats.packing import packed_size
-from narrowcast.kernels.encode import bits_of, encode, float_of, grid_of
+from narrowcast.formats.tabulated import Tabulated
+from narrowcast.kernels.encode import encode, grid_of
 from narrowcast.kernels.facts import as_int32, element_of, rotation_of, rounding_of, scale_facts, scale_format, way_of
 from narrowcast.kernels.launch import Knobs, Matrix, items_of, knobs, layout
 from narrowcast.kernels.pack import packed, packed_halves
-from narrowcast.kernels.rounding import eight_draws, one_draw
+from narrowcast.kernels.rounding import bits_of, eight_draws, float_of, one_draw
 from narrowcast.kernels.scale import merged, scale_of, tensor_scale
+from narrowcast.kernels.table import tables_of
 from narrowcast.kernels.tile import again, largest, load_group, over_tile, place, store_bytes, store_words, values_of
 from narrowcast.quantize import Cast
 from narrowcast.scaling import Narrow, PowerOfTwo, TwoLevel
@@ -44,7 +46,7 @@ def draws_of(element, J: tl.constexpr, tensor, step, k0, k1, R: tl.constexpr, L:
 
 
 @triton.jit
-def scales_of(values, places, pointers, tiles_per_row, E: tl.constexpr, S: tl.constexpr, F: tl.constexpr,
+def scales_of(values, places, pointers, tables, tiles_per_row, E: tl.constexpr, S: tl.constexpr, F: tl.constexpr,
               H: tl.constexpr, W: tl.constexpr, L: tl.constexpr):  # fmt: skip
     """Store the scales of a program's tiles; return (factors into the format, grids, poisoned or not), Q of each."""
     scales_ptr, tensor_ptr, amax_ptr, whole_ptr = pointers
@@ -72,6 +74,8 @@ def scales_of(values, places, pointers, tiles_per_row, E: tl.constexpr, S: tl.co
             into, grid = merged(stored, H.factor, E)
         elif E.family == "float":
             grid = grid_of(L.groups + 0, E)
+        elif E.family == "table":
+            grid = tables
         else:
             grid = ()
         intos, grids, poisons = intos + (into,), grids + (grid,), poisons + (poisoned,)
@@ -123,25 +127,31 @@ def words_of(values, scaling, element, counter, E: tl.constexpr, R: tl.constexpr
 
 @triton.jit(do_not_specialize=("rows", "padded_rows", "tiles_per_row", "k0", "k1", "tensor", "step"))
 def quantize_kernel(
-    x_ptr, codes_ptr, scales_ptr, tensor_ptr, amax_ptr, whole_ptr, flips_ptr, step_ptr,
+    x_ptr, codes_ptr, scales_ptr, tensor_ptr, amax_ptr, whole_ptr, flips_ptr, step_ptr, tables,
     rows, cols, padded_rows, padded_cols, tiles_per_row, row_bytes, k0, k1, tensor, step,
     E: tl.constexpr, R: tl.constexpr, S: tl.constexpr, F: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     L: tl.constexpr,
 ):  # fmt: skip
-    """Quantize one block of groups. Facts: E element, R rounding, S scale, F its format, H rotation, W way, L layout."""
+    """Quantize one block of groups.
+
+    Facts: E element, R rounding, S scale, F its format, H rotation, W way, L layout.
+    """
     base, at, left, element, code_base, code_at, tile, leader, inside = place(
         rows, cols, padded_rows, padded_cols, tiles_per_row, row_bytes, E.bits, L
     )
     raw = load_group(x_ptr + base // L.per_item, flips_ptr, at, left, element, H, L, L.group // L.vector)
     values = values_of(raw, H, L, not W.merged)
     if S.kind == "one":
-        grid = ()
         if E.family == "float":
             grid = grid_of(L.groups + 0, E)
+        elif E.family == "table":
+            grid = tables
+        else:
+            grid = ()
         scaling = ((1.0,), (grid,), (False,))
     else:
         pointers, places = (scales_ptr, tensor_ptr, amax_ptr, whole_ptr), (tile, leader, inside)
-        scaling = scales_of(values, places, pointers, tiles_per_row, E, S, F, H, W, L)
+        scaling = scales_of(values, places, pointers, tables, tiles_per_row, E, S, F, H, W, L)
         if L.given == "none" and L.inside > 1:
             values = values_of(again(raw, L, L.group // L.vector), H, L, not W.merged)
     if R.random:
@@ -247,6 +257,7 @@ def codes_and_scales(
         None if given is None else given.view(torch.int32),
         None if whole is None else whole.view(torch.int32),
         items_of(flips(cast.transform, counter, x), made.pairs),
+        tables=tables_of(cast.format, cast.rounding, x.device) if isinstance(cast.format, Tabulated) else None,
         rows=matrix.rows,
         cols=matrix.cols,
         padded_rows=matrix.padded_rows,
@@ -265,7 +276,7 @@ def codes_and_scales(
 
 def constants(cast: Cast, device: torch.device) -> dict[str, object]:
     """Return what a kernel is told of a cast when it is compiled."""
-    element, rounding = element_of(cast.format), rounding_of(cast.rounding)
+    element, rounding = element_of(cast.format, cast.rounding), rounding_of(cast.rounding)
     scale, rotation = scale_facts(cast.scale, cast.format), rotation_of(cast.transform)
     pairs = device.type != "cuda" or torch.cuda.get_device_capability(device) >= (9, 0)
     way = way_of(element, rounding, scale, rotation, pairs)

@@ -1,7 +1,19 @@
-"""Device code: Philox 4x32-10 as in `formats.philox`, and rounding as in `formats.rounding`."""
+"""Device code: bits, Philox 4x32-10 as in `formats.philox`, and rounding as in `formats.rounding`."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def bits_of(x):
+    """Return the bits of float32 as int32."""
+    return x.to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def float_of(bits):
+    """Return int32 bits as float32."""
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -6,7 +6,8 @@ Maxima are float32 bits as int32, where NaN is larger than infinity and infinity
 import triton
 import triton.language as tl
 
-from narrowcast.kernels.encode import bits_of, float_of, nearest_scale
+from narrowcast.kernels.encode import nearest_scale
+from narrowcast.kernels.rounding import bits_of, float_of
 
 _INF = tl.constexpr(0x7F800000)
 _NAN = tl.constexpr(0x7FC00000)

@@ -4,11 +4,10 @@ from dataclasses import fields
 from math import lcm
 from typing import Any
 
-from narrowcast.errors import InputError
 from narrowcast.formats import Integer, Minifloat, Rounding
+from narrowcast.formats.tabulated import Tabulated
 from narrowcast.kernels.facts import WORD, rounding_of
 from narrowcast.quantize import Cast
-from narrowcast.quantize import cast as cast_of
 from narrowcast.scaling import Narrow, One, PowerOfTwo, Tile, TwoLevel, Wide
 from narrowcast.transforms import Hadamard
 
@@ -38,24 +37,16 @@ def reason(cast: Cast) -> str | None:
     """Return why no kernel quantizes by ``cast``, or None where one does."""
     parts: tuple[Any, ...] = (cast, cast.format, cast.tile, cast.scale, cast.rounding, cast.transform)
     for part in parts:
-        if part is not None and [f.name for f in fields(part)] != FIELDS.get(type(part), "?").split():
+        known = part is None or isinstance(part, Tabulated)
+        if not known and [f.name for f in fields(part)] != FIELDS.get(type(part), "?").split():
             return f"no kernel for {type(part).__name__} {part}"
     if isinstance(cast.scale, PowerOfTwo) and cast.scale.rule not in EXPONENT_RULES:
         return f"no kernel for scale {cast.scale}"
     if rounding_of(cast.rounding).mode not in MODES:
         return f"no kernel for rounding {cast.rounding}"
-    if not _is_spelled(cast):
-        return f"{cast}: kernels know formats by their names, and this one is not what its name says"
     if cast.transform and cast.transform.size > 128:
         return f"transform {cast.transform}: kernels go up to hadamard128"
     return _shape_reason(cast)
-
-
-def _is_spelled(cast: Cast) -> bool:
-    try:
-        return cast_of(str(cast)) == cast
-    except InputError:
-        return False
 
 
 def _shape_reason(cast: Cast) -> str | None:

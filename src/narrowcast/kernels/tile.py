@@ -8,7 +8,7 @@ tiles of R rows and S groups a row (R2 and S2 are the next powers of two). Short
 import triton
 import triton.language as tl
 
-from narrowcast.kernels.encode import bits_of
+from narrowcast.kernels.rounding import bits_of
 
 _IN_PTX = tl.constexpr(not triton.knobs.runtime.interpret)
 

@@ -178,7 +178,9 @@ class Wide(ScaleRule):
         return self.history
 
     def __str__(self) -> str:
-        return f"fp32-{self.history or f'headroom{self.headroom}'}" if self.history or self.headroom else "fp32"
+        if self.history is not None:
+            return "fp32-" + str(self.history)
+        return f"fp32-headroom{self.headroom}" if self.headroom else "fp32"
 
 
 def _exponent_and_mantissa(x: Tensor) -> tuple[Tensor, Tensor]:
