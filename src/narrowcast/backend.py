@@ -82,7 +82,7 @@ def choose_quantize(backend: str, cast: Cast, x: Tensor, what: str = "tensor") -
     emulated = "plain PyTorch, one operation after another"
     if backend == "emulate":
         return Choice("emulate", emulated, "asked for")
-    spelling = str(cast)
+    spelling = cast.spelling
     reason = _no_kernels(x.device.type) or _no_quantize_kernel(spelling, x.dtype)
     if reason is None and not torch.compiler.is_compiling() and cast_of(spelling) != cast:
         reason = f"kernels know formats by their names, and {cast.format} is not what its name says"

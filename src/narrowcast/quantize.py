@@ -12,7 +12,7 @@ back: the value times each factor of `Scale.back` in turn, in float32.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import lcm
 
 import torch
@@ -48,6 +48,9 @@ class Cast:
     scale: ScaleRule = UNSCALED
     rounding: Rounding = NEAREST_EVEN
     transform: Hadamard | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.spelling  # made now: see there
 
     @property
     def is_identity(self) -> bool:
@@ -188,13 +191,20 @@ class Cast:
             values = values[tuple(slice(0, n) for n in shape)]
         return values
 
-    def __str__(self) -> str:
-        # written so that the compiler can follow it: kernels take a cast by its spelling
-        plain = self.tile.is_tensor and isinstance(self.scale, One) and self.rounding.name == "nearest-even"
-        if plain and self.transform is None:
+    @cached_property
+    def spelling(self) -> str:
+        """The cast as text, which `cast` reads back: made at birth, so that compiled code finds it ready.
+
+        Kernels take a cast by its spelling; a compiler that follows the making of it trips over numbers that vary.
+        """
+        rest = (self.tile, self.scale, self.rounding, self.transform)
+        if rest == (TENSOR, UNSCALED, NEAREST_EVEN, None):
             return str(self.format)
-        tail = "" if self.transform is None else "/" + str(self.transform)
-        return "/".join([str(self.format), str(self.tile), str(self.scale), str(self.rounding)]) + tail
+        tail = f"/{self.transform}" if self.transform else ""
+        return f"{self.format}/{self.tile}/{self.scale}/{self.rounding}{tail}"
+
+    def __str__(self) -> str:
+        return self.spelling
 
 
 @dataclass(frozen=True)

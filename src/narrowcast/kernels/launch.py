@@ -6,9 +6,13 @@ from math import prod
 import torch
 from torch import Tensor
 
+from narrowcast.formats import Minifloat
+from narrowcast.formats.tabulated import Tabulated
 from narrowcast.kernels.facts import WORD
 from narrowcast.kernels.support import MAX_TILE, group_multiple
 from narrowcast.quantize import Cast
+
+MAX_ROTATED_ROW = 1 << 12  # elements of a rotated row, which takes a register each until its maximum is known
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,8 @@ def given(cast: Cast, cols: int) -> str:
     """Return where the maxima come from that set the scales: see `Layout`."""
     if cast.tile.is_tensor or not cast.scale.needs_amax:
         return "one"
-    return "row" if cast.tile.cols == 0 and cols > MAX_TILE else "none"
+    most = MAX_ROTATED_ROW if cast.transform else MAX_TILE
+    return "row" if cast.tile.cols == 0 and cols > most else "none"
 
 
 def knobs(cast: Cast, matrix: Matrix) -> Knobs:
@@ -148,7 +153,7 @@ def knobs(cast: Cast, matrix: Matrix) -> Knobs:
     least, tile, source = group_multiple(cast), cast.tile, given(cast, matrix.cols)
     several = source == "none" and (tile.rows > 1 or tile.cols == 0)
     wanted = 32
-    if source != "none" or cast.format.bits > 8 or tile.cols == 0:
+    if source != "none" or cast.format.bits > 8 or tile.cols == 0 or isinstance(cast.format, Tabulated):
         wanted = 8
     elif several:
         wanted = 16
@@ -168,8 +173,9 @@ def knobs(cast: Cast, matrix: Matrix) -> Knobs:
     groups = max(128 if tile.cols == 0 else 512, inside)
     if tile.cols:
         return Knobs(group, groups, min(max(groups * group // 1024, 1), 16))
-    # A program that holds a whole row waits for it: many short ones hide that, so registers are short.
-    limit = 80 if cast.rounding.random and cast.transform is None and groups * group > 4096 else None
+    # A program that holds a whole row waits for it, and others hide that: room for three on a multiprocessor.
+    short = cast.rounding.random and isinstance(cast.format, Minifloat) and groups * group > 1 << 13
+    limit = 80 if short and cast.transform is None else None
     return Knobs(group, groups, min(max(groups * group // 2048, 1), 16), limit)
 
 

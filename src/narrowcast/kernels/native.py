@@ -36,7 +36,7 @@ def quantize(
     source = F.pad(x, (0, 0, 0, short)) if short else x  # each matrix of a batch is padded by itself
     bits = _counter(stream, x.device)
     maxima = _maxima(cast, source, history, bits, given(cast, padded[-1]))
-    codes, scales, tensor_scale = torch.ops.narrowcast.quantize(source, str(cast), list(padded), *maxima, *bits)
+    codes, scales, tensor_scale = torch.ops.narrowcast.quantize(source, cast.spelling, list(padded), *maxima, *bits)
     if not cast.scale.bits:
         scales = torch.ones(quantize_op.tiles_shape(cast, padded), device=x.device)
     second = tensor_scale if cast.scale.tensor_bits else None
@@ -62,9 +62,9 @@ def _maxima(
     padded = list(cast.padded_shape(tuple(x.shape)))
     whole = tiles = None
     if source == "one" or cast.scale.tensor_bits:
-        whole = torch.ops.narrowcast.amax(x, str(cast), padded, False, *bits)
+        whole = torch.ops.narrowcast.amax(x, cast.spelling, padded, False, *bits)
     if source == "row":
-        tiles = torch.ops.narrowcast.amax(x, str(cast), padded, True, *bits)
+        tiles = torch.ops.narrowcast.amax(x, cast.spelling, padded, True, *bits)
     elif source == "one":
         tiles = whole
     if cast.scale.delayed is not None:

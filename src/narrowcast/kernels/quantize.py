@@ -152,7 +152,7 @@ def quantize_kernel(
     else:
         pointers, places = (scales_ptr, tensor_ptr, amax_ptr, whole_ptr), (tile, leader, inside)
         scaling = scales_of(values, places, pointers, tables, tiles_per_row, E, S, F, H, W, L)
-        if L.given == "none" and L.inside > 1:
+        if L.given == "none" and L.inside > 1 and H.size == 1:
             values = values_of(again(raw, L, L.group // L.vector), H, L, not W.merged)
     if R.random:
         if step_ptr is not None:
