@@ -17,6 +17,7 @@ README = ROOT / "README.md"
 COMPARISON = ROOT / "bench" / "results" / "compare.json"
 STUDIES = ROOT / "src" / "narrowcast" / "studies" / "results"
 SPEED = ROOT / "bench" / "results" / "casts-cpu.json"
+GPU_SPEED = ROOT / "bench" / "results" / "quantize-cuda.json"
 CONFORMANCE = ROOT / "bench" / "results" / "conformance.json"
 WIDTH = 110
 
@@ -134,6 +135,38 @@ def speed_table(report: dict[str, Any]) -> str:
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in table), "", note])
 
 
+GPU_SHOWN = (
+    "e4m3fn", "e4m3fn/tensor/fp32", "e4m3fn/row/fp32", "e4m3fn/1x128/fp32", "e4m3fn/128x128/fp32", "mxfp8_e4m3",
+    "mxfp6_e2m3", "mxint8", "mxfp4", "nvfp4", "int4/1x32/fp32", "e4m3fn/row/fp32/stochastic", "int8/row/fp32/stochastic",
+    "e4m3fn/1x32/e8m0/stochastic", "e2m1fn/1x32/e8m0/stochastic", "e2m1fn/1x16/e4m3fn+fp32/stochastic",
+    *(f"e2m1fn/1x32/e8m0/nearest-even/hadamard{n}" for n in (16, 32, 128)),
+    *(f"e2m1fn/1x32/e8m0/stochastic/hadamard{n}" for n in (16, 32, 128)),
+    "e2m1fn/1x32/e8m0-four-thirds/stochastic/hadamard32-fresh", "e2m1fn/1x16/e4m3fn+fp32/stochastic/hadamard16-fixed",
+    "hifloat8", "posit8_1/1x32/fp32-headroom22", "bnb-nf4", "lns8_8/row/fp32",
+)  # fmt: skip
+
+
+def gpu_cast_table(report: dict[str, Any]) -> str:
+    """Return the share of a copy's bandwidth that the quantizing pass reaches, for each tensor size."""
+    found, ran, bits = report["speed"], report["versions"], report["check"]
+    sizes = [f"{rows} x {cols}" for rows, cols in (part["shape"] for part in found)]
+    head = ("", *(cell for size in sizes for cell in (f"{size}, µs", "share of a copy")))
+    rows = []
+    for name in GPU_SHOWN:
+        parts = [part["variants"][name] for part in found]
+        rows.append((f"`{name}`", *(text for v in parts for text in (f"{v['us']:.0f}", f"{v['share']:.0%}"))))
+    table = [head, ("---", *["---:"] * (2 * len(sizes))), *rows]
+    every = ", ".join(f"`{name}`" for name, one in report["exhaustive"].items() if not one["bytes_differ"])
+    note = (
+        f"One pass from bfloat16 to packed codes and scales, beside a device copy that moves the same bytes, in one run: "
+        f"{ran['gpu']}, torch {ran['torch']}, Triton {ran['triton']}, {ran['date']}. Maxima of whole tensors, where a scale needs "
+        f"them, are a pass before it. Codes and scales of {bits['casts']} casts from three types equal the emulation's "
+        f"({len(bits['differ'])} differences), and of {every} over all 2**32 float32 inputs. All figures in "
+        "`bench/results/quantize-cuda.json`, written by `./dev bench quantize_gpu`."
+    )
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in table), "", note])
+
+
 def studies_table() -> str:
     """Return every committed study's verdict as a Markdown table, in the order of their sheets."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(STUDIES.glob("*.json"))]
@@ -165,6 +198,8 @@ def readme() -> str:
         text = filled(text, "compare-table", compare_table(json.loads(COMPARISON.read_text(encoding="utf-8"))))
     if SPEED.is_file():
         text = filled(text, "speed-table", speed_table(json.loads(SPEED.read_text(encoding="utf-8"))))
+    if GPU_SPEED.is_file():
+        text = filled(text, "gpu-cast-table", gpu_cast_table(json.loads(GPU_SPEED.read_text(encoding="utf-8"))))
     if any(STUDIES.glob("*.json")):
         text = filled(text, "studies-table", studies_table())
     if CONFORMANCE.is_file():
