@@ -8,7 +8,7 @@ from torch import Tensor
 
 from narrowcast.formats import Minifloat
 from narrowcast.formats.tabulated import Tabulated
-from narrowcast.kernels.facts import WORD
+from narrowcast.kernels.elements import WORD
 from narrowcast.kernels.support import MAX_TILE, group_multiple
 from narrowcast.quantize import Cast
 

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from narrowcast.formats.packing import packed_size
 from narrowcast.formats.tabulated import Tabulated
+from narrowcast.kernels.elements import as_int32, element_of
 from narrowcast.kernels.encode import encode, grid_of
-from narrowcast.kernels.facts import as_int32, element_of, rotation_of, rounding_of, scale_facts, scale_format, way_of
+from narrowcast.kernels.facts import rotation_of, rounding_of, scale_facts, scale_format, way_of
 from narrowcast.kernels.launch import Knobs, Matrix, items_of, knobs, layout
 from narrowcast.kernels.pack import packed, packed_halves
 from narrowcast.kernels.rounding import bits_of, eight_draws, float_of, one_draw

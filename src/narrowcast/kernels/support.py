@@ -6,7 +6,8 @@ from typing import Any
 
 from narrowcast.formats import Integer, Minifloat, Rounding
 from narrowcast.formats.tabulated import Tabulated
-from narrowcast.kernels.facts import WORD, rounding_of
+from narrowcast.kernels.elements import WORD
+from narrowcast.kernels.facts import rounding_of
 from narrowcast.quantize import Cast
 from narrowcast.scaling import Narrow, One, PowerOfTwo, Tile, TwoLevel, Wide
 from narrowcast.transforms import Hadamard
