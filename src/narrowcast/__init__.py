@@ -4,6 +4,9 @@ A *format* says which numbers exist, a *cast* how a tensor is narrowed to one, a
 uses where. `convert` applies a recipe to a model and returns the table of what became of every layer.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from narrowcast.accumulate import accumulator
 from narrowcast.arithmetic import arithmetic
 from narrowcast.backend import quantize
@@ -14,6 +17,9 @@ from narrowcast.ops import REUSE, WIDE, Gemm, Reuse
 from narrowcast.quantize import PRESETS, Cast, QTensor, cast, round
 from narrowcast.recipes import LossScale, Recipe, convert, recipe, recipes
 from narrowcast.transforms import Hadamard
+
+if TYPE_CHECKING:
+    from narrowcast import ptq
 
 __version__ = "0.1.0"
 
@@ -41,9 +47,23 @@ __all__ = [
     "convert",
     "format",
     "formats",
+    "ptq",
     "quantize",
     "recipe",
     "recipes",
     "round",
     "roundings",
 ]
+
+#: public names that are imported when they are first used: "module" or "module:name"
+_LATER = {"ptq": "narrowcast.ptq"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import one of `_LATER`."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'narrowcast' has no attribute {name!r}")
+    module, _, attribute = _LATER[name].partition(":")
+    found = import_module(module)
+    globals()[name] = getattr(found, attribute) if attribute else found
+    return globals()[name]

@@ -8,9 +8,10 @@ import torch
 from tests.ptq.architectures import TABLE, built
 
 from narrowcast.errors import InputError
+from narrowcast.ptq.blocks import find_blocks
 from narrowcast.ptq.catalogue import recipe, recipes
 from narrowcast.ptq.observe import wiring
-from narrowcast.ptq.pipeline import find_blocks, quantize_model
+from narrowcast.ptq.pipeline import quantize_model
 from narrowcast.ptq.recipe import Awq, PtqRecipe, Scheme, Smooth
 from narrowcast.ptq.targets import find_targets
 from narrowcast.quantize import cast

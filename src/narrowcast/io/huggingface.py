@@ -6,7 +6,6 @@ code of a model folder is ever run.
 
 import json
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 
 from narrowcast.errors import InputError
 from narrowcast.io.files import write_atomic
+from narrowcast.io.weights import read_json, weight_files
 from narrowcast.models import from_config
 
 
@@ -30,7 +30,7 @@ def load_model(path: Path, seed: int = 0) -> tuple[nn.Module, Path | None]:
         return _built(path, seed), None
     if not (path / "config.json").is_file():
         raise InputError(f"model {path}: has no config.json; expected a Hugging Face model folder")
-    files = _weight_files(path)
+    files = weight_files(path)
     model = _built(path / "config.json", seed)
     _load_weights(model, files, path)
     tokenizer = path / "tokenizer.json"
@@ -41,7 +41,7 @@ def _built(path: Path, seed: int) -> nn.Module:
     """Return the model that the config file ``path`` describes, with weights drawn from ``seed``."""
     from transformers import AutoConfig
 
-    settings = _json(path, "a JSON config")
+    settings = read_json(path, "a JSON config")
     kind = settings.pop("model_type", None) if isinstance(settings, dict) else None
     if not isinstance(kind, str):
         raise InputError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
@@ -50,32 +50,6 @@ def _built(path: Path, seed: int) -> nn.Module:
     except Exception as error:  # each model class refuses its settings in its own way
         why = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: transformers makes no language model of model_type {kind!r} ({why})") from None
-
-
-def _json(path: Path, what: str) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not {what} ({error})") from None
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        found = _json(index, "a JSON index of shards")
-        shards = found.get("weight_map") if isinstance(found, dict) else None
-        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-            raise InputError(f"{index}: has no weight_map from tensors to files; copy it again")
-        names = sorted(set(shards.values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise InputError(f"model {folder}: {len(missing)} of {len(names)} shards missing, first {missing[0]}")
-        return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl"))
-    found = f"found {pickles[0]}, a pickle, which is refused unread" if pickles else "found no weights"
-    raise InputError(f"model {folder}: {found}; expected model.safetensors (convert with save_pretrained)")
 
 
 def _load_weights(model: nn.Module, files: list[Path], folder: Path) -> None:

@@ -64,11 +64,7 @@ def open_tensors(path: Path) -> TensorFile:
         raise InputError(f"{path}: a folder, expected a safetensors file; {remedy}")
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a safetensors file")
-    with path.open("rb") as file:
-        start = file.read(32)
-    for magic, kind in _FOREIGN:
-        if start.startswith(magic) and start[8:9] != b"{":  # a header of 128 bytes begins like a pickle
-            raise InputError(f"{path}: {kind}, refused unread; expected safetensors (safetensors.torch.save_file)")
+    refuse_foreign(path)
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
             names, metadata = tuple(sorted(opened.keys())), dict(opened.metadata() or {})
@@ -77,6 +73,15 @@ def open_tensors(path: Path) -> TensorFile:
     if not names:
         raise InputError(f"{path}: holds no tensors")
     return TensorFile(path, names, metadata)
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raise InputError where the first bytes of ``path`` say that it is a pickle, an archive, or another known kind."""
+    with path.open("rb") as file:
+        start = file.read(32)
+    for magic, kind in _FOREIGN:
+        if start.startswith(magic) and start[8:9] != b"{":  # a header of 128 bytes begins like a pickle
+            raise InputError(f"{path}: {kind}, refused unread; expected safetensors (safetensors.torch.save_file)")
 
 
 def write_like(source: TensorFile, path: Path, tensors: Iterator[Tensor], metadata: dict[str, str]) -> None:

@@ -2,7 +2,10 @@
 
 from narrowcast.ptq.adaround import Learned
 from narrowcast.ptq.balance import awq, smooth
+from narrowcast.ptq.catalogue import recipe, recipes
 from narrowcast.ptq.gptq import Solution, Solver, gptq, output_error
+from narrowcast.ptq.pipeline import Quantization, quantize_model
+from narrowcast.ptq.recipe import PtqRecipe, Scheme
 from narrowcast.ptq.search import AbsMax, LeastError, LeastOutputError, Percentile, Search
 
 __all__ = [
@@ -11,11 +14,17 @@ __all__ = [
     "LeastError",
     "LeastOutputError",
     "Percentile",
+    "PtqRecipe",
+    "Quantization",
+    "Scheme",
     "Search",
     "Solution",
     "Solver",
     "awq",
     "gptq",
     "output_error",
+    "quantize_model",
+    "recipe",
+    "recipes",
     "smooth",
 ]

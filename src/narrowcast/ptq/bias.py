@@ -8,8 +8,8 @@ over calibration data here); sheet 16.
 import torch
 from torch import Tensor, nn
 
+from narrowcast.ptq.blocks import Forward
 from narrowcast.ptq.observe import Watch
-from narrowcast.ptq.pipeline import Forward
 from narrowcast.ptq.targets import Target, find_targets
 
 

@@ -90,6 +90,9 @@ def narrow(group: Group, seen: Seen, recipe: PtqRecipe, note: str = "") -> list[
     for lot in _lots(group, recipe):
         matrices = [t.matrices()[i] for t, i in lot]
         names = [f"{t.name}[{i}]" if t.kind == "experts" else t.name for t, i in lot]
+        for name, matrix in zip(names, matrices, strict=True):
+            if not matrix.isfinite().all():
+                raise InputError(f"weight {name} holds NaN or infinite values; the model is damaged")
         facts = seen(*lot[0])
         stacked, solved, why = _solve(torch.cat(matrices), facts, recipe, names[0])
         start = 0
@@ -115,8 +118,6 @@ def _lots(group: Group, recipe: PtqRecipe) -> list[list[tuple[Target, int]]]:
 def _solve(matrix: Tensor, seen: Statistics | None, recipe: PtqRecipe, name: str) -> tuple[QTensor, Tensor, str]:
     scheme = recipe.scheme
     weight = matrix.detach().float()
-    if not weight.isfinite().all():
-        raise InputError(f"weight {name} holds NaN or infinite values; the model is damaged")
     hessian = seen.hessian if seen is not None and seen.rows else None
     if scheme.transform is not None:
         weight = scheme.transform.forward(weight)

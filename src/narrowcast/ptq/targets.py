@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.io.quantized import LayerSpec
 from narrowcast.nn.convert import KEEP_WIDE
+from narrowcast.ptq.recipe import PtqRecipe
 
 
 @dataclass(frozen=True)
@@ -114,3 +116,13 @@ def _why_kept(
     if isinstance(module, nn.Embedding):
         return "a table look-up, no product"
     return f"{type(module).__name__} holds no matrix of a kind that is known" if kind is None else None
+
+
+def spec_of(target: Target, recipe: PtqRecipe, group: str) -> LayerSpec:
+    """Return what ``target`` becomes under ``recipe``, as one of the weights of ``group``."""
+    scheme = recipe.scheme
+    matrices = target.matrices()
+    return LayerSpec(
+        target.name, target.module, target.kind, target.shape, len(matrices), tuple(target.weight.shape),
+        target.transposed, scheme.weight, scheme.activation, scheme.transform, scheme.static, group,
+    )  # fmt: skip

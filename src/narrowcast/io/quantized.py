@@ -1,0 +1,115 @@
+"""Quantized layers on their way to a file: what a pipeline produces and a layout writes.
+
+A *layout* is a convention of names, dtypes and packing (narrowcast's own, compressed-tensors', ...). It sees one layer
+at a time, so that a model need never be in memory as a whole.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from narrowcast.errors import InputError
+from narrowcast.quantize import Cast, QTensor
+from narrowcast.transforms import Hadamard
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """What one weight becomes, known before any work.
+
+    Attributes:
+        name: of the parameter, e.g. ``model.layers.0.mlp.up_proj.weight``.
+        module: name of the module that holds it.
+        kind: ``Linear``, ``Conv1D``, ``Conv2d`` or ``experts``.
+        shape: (N, K) of each of its matrices, K the contraction axis.
+        count: how many matrices: the experts of a fused 3-D weight, else 1.
+        stored: shape of the parameter in the model.
+        transposed: whether the model holds its matrices as ``[K, N]`` (GPT-2's Conv1D, some experts).
+        weight: cast of the matrices, rotated before where there is a transform.
+        activation: cast of the input, or None for a wide one.
+        transform: rotation of K on both sides, or None.
+        static: whether the input's scale is that of the calibration.
+        group: name of the first of the weights that share its input (q, k and v; gate and up): they share what is
+            stored once per tensor.
+    """
+
+    name: str
+    module: str
+    kind: str
+    shape: tuple[int, int]
+    count: int
+    stored: tuple[int, ...]
+    transposed: bool
+    weight: Cast
+    activation: Cast | None = None
+    transform: Hadamard | None = None
+    static: bool = False
+    group: str = ""
+
+    @property
+    def elements(self) -> int:
+        """Numbers in all matrices."""
+        return self.count * self.shape[0] * self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes and scales of all matrices, as `QTensor.nbytes` counts them."""
+        rows, columns = self.weight.padded_shape(self.shape, self.name)
+        codes = rows * -(-columns * self.weight.format.bits // 8)
+        scales = self.weight.tile.count((rows, columns)) * self.weight.scale.bits + self.weight.scale.tensor_bits
+        return self.count * (codes + -(-scales // 8))
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One weight, quantized.
+
+    Attributes:
+        spec: what it became.
+        matrices: codes and scales of each matrix ``[N, K]``, in the rotated and balanced basis.
+        input_amax: largest magnitude of the input (rotated) on the calibration rows, shared by the group; None where no
+            row was seen.
+    """
+
+    spec: LayerSpec
+    matrices: tuple[QTensor, ...]
+    input_amax: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.matrices) != self.spec.count or any(q.shape != self.spec.shape for q in self.matrices):
+            found = [q.shape for q in self.matrices]
+            raise InputError(f"{self.spec.name}: matrices {found}, expected {self.spec.count} of {self.spec.shape}")
+
+
+class Layout(Protocol):
+    """A convention of quantized checkpoints."""
+
+    name: str
+
+    def refusal(self, spec: LayerSpec) -> str:
+        """Return why the layout cannot hold such a layer, or an empty string."""
+
+    def tensors(self, layer: QuantizedLayer) -> dict[str, Tensor]:
+        """Return what is stored for ``layer``, by full tensor name."""
+
+    def config(self, specs: Sequence[LayerSpec], wide: Sequence[str]) -> dict[str, Any]:
+        """Return config.json's ``quantization_config``: ``specs`` are narrow, the modules named in ``wide`` are not."""
+
+
+#: attribute of a model that was quantized in memory: its tuple of `QuantizedLayer`
+_ATTRIBUTE = "narrowcast_layers"
+
+
+def remember(model: Any, layers: Sequence[QuantizedLayer]) -> None:
+    """Attach ``layers`` to a model that was quantized in place, for whoever saves it."""
+    setattr(model, _ATTRIBUTE, tuple(layers))
+
+
+def remembered(model: Any) -> tuple[QuantizedLayer, ...]:
+    """Return the layers of a model that was quantized in memory; InputError where it was not."""
+    layers: tuple[QuantizedLayer, ...] | None = getattr(model, _ATTRIBUTE, None)
+    if layers is None:
+        raise InputError("the model carries no quantized layers; quantize it first (nc.ptq.quantize_model)")
+    return layers
