@@ -51,7 +51,7 @@ class Stored:
         if self.nbytes:
             with self.file.open("rb") as file:
                 file.seek(self.start)
-                if file.readinto(memoryview(out.numpy())) != self.nbytes:
+                if file.readinto(out.numpy().data) != self.nbytes:
                     raise InputError(f"{self.file}: truncated; copy it again")
         return out.view(self.dtype).view(self.shape)
 

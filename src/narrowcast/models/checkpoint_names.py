@@ -1,8 +1,8 @@
 """From the tensors of a checkpoint to the parameters of a model.
 
 Checkpoints name things as their authors did; `transformers` renames, splits and merges on loading (the experts of a
-mixture lie in hundreds of tensors on disk and in one 3-D parameter in the model). Its own table of conversions is asked,
-so that one parameter can be made from its tensors alone, without loading the rest.
+mixture lie in hundreds of tensors on disk and in one 3-D parameter in the model). Its own table of conversions is
+asked, so that one parameter can be made from its tensors alone, without loading the rest.
 """
 
 import copy

@@ -29,11 +29,11 @@ def hollow() -> Iterator[None]:
             parameter = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = without_memory  # type: ignore[method-assign]
+    setattr(nn.Module, "register_parameter", without_memory)  # noqa: B010
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        setattr(nn.Module, "register_parameter", register)  # noqa: B010
 
 
 def hollow_from_config(config: Any) -> nn.Module:
@@ -46,7 +46,7 @@ def hollow_from_config(config: Any) -> nn.Module:
         make = kind if isinstance(kind, type) else transformers.AutoModelForCausalLM.from_config
         model: nn.Module = make(config)
         if hasattr(model, "tie_weights"):
-            model.tie_weights()
+            model.tie_weights()  # type: ignore[operator]
     return model.eval()
 
 

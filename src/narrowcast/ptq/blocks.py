@@ -24,6 +24,7 @@ class Call:
     hidden: Tensor
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    axes: int = 0  # of the hidden state
 
     def run(self, block: nn.Module, hidden: Tensor | None = None) -> Tensor:
         """Return the block's first output, for ``hidden`` instead of the call's own where given."""
@@ -64,7 +65,8 @@ def record(blocks: list[nn.Module], forward: Forward) -> list[Call]:
 def record_around(blocks: list[nn.Module], forward: Forward) -> tuple[list[Call], bool]:
     """Like `record`, but no block runs: each is passed over, so that what stands before them is enough.
 
-    Returns the calls, and whether the model takes a block's output for a tuple. Blocks whose arguments depend on what an earlier block computed cannot be recorded so.
+    Returns the calls, and whether the model takes a block's output for a tuple. Blocks whose arguments depend on what
+    an earlier block computed cannot be recorded so.
     """
     wrong = ""
     for wrap in (False, True):  # some models take a block's output as it is, some the first of a tuple
@@ -84,8 +86,7 @@ def record_around(blocks: list[nn.Module], forward: Forward) -> tuple[list[Call]
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
             wrong = str(error)
             continue
-        shapes = {call.hidden.dim() for call in calls[:1]} | {call.dims for call in calls}
-        if len(shapes) == 1:
+        if len({call.axes for call in calls}) == 1:
             _check(calls, blocks)
             return calls, wrap
     raise InputError(f"the model's blocks cannot be run one by one ({wrong or 'they do not hand on one tensor'})")
@@ -95,18 +96,13 @@ class _Recorded(Exception):  # noqa: N818 - no error: enough has been seen
     """All blocks have been called."""
 
 
-@dataclass
-class _SizedCall(Call):
-    dims: int = 0
-
-
-def _call(args: Any, kwargs: Any, keep: bool) -> Any:
+def _call(args: Any, kwargs: Any, keep: bool) -> Call:
     hidden = _hidden(args, kwargs)
     rest = tuple(args[1:])
     kept = {k: None if type(v).__name__.endswith("Cache") else v for k, v in kwargs.items()}  # a cache would grow
     kept.pop("hidden_states", None)
     first = hidden if keep else hidden.new_empty(0)
-    return _SizedCall(first.detach(), rest, kept, hidden.dim())
+    return Call(first.detach(), rest, kept, hidden.dim())
 
 
 def _hidden(args: Any, kwargs: Any) -> Tensor:
@@ -114,7 +110,7 @@ def _hidden(args: Any, kwargs: Any) -> Tensor:
     return hidden
 
 
-def _check(calls: list[Any], blocks: list[nn.Module]) -> None:
+def _check(calls: list[Call], blocks: list[nn.Module]) -> None:
     if len(calls) != len(blocks):
         raise InputError(f"the model ran {len(calls)} of its {len(blocks)} blocks in one pass; expected each once")
 
@@ -131,12 +127,12 @@ def replaced(blocks: list[nn.Module], instead: Callable[[int, Any, Any], Tensor]
         return forward
 
     for number, block in enumerate(blocks):
-        block.forward = answer(number)  # type: ignore[method-assign]
+        block.__dict__["forward"] = answer(number)
     try:
         yield
     finally:
         for block in blocks:
-            del block.forward
+            del block.__dict__["forward"]
 
 
 def run_around(blocks: list[nn.Module], forward: Forward, last: Tensor, wrap: bool) -> Any:
