@@ -31,7 +31,7 @@ FLOORS = {
     "analysis": 9,
     "testing": 9,
     "train": 10,
-    "evaluate": 10,
+    "evaluate": 11,
     "rewrite": 10,
     "ptq": 10,
     "qat": 10,

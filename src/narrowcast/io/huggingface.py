@@ -18,26 +18,27 @@ from narrowcast.io.weights import read_json, weight_files
 from narrowcast.models import from_config
 
 
-def load_model(path: Path, seed: int = 0) -> tuple[nn.Module, Path | None]:
-    """Return (float32 causal language model, path of its tokenizer.json or None).
+def load_model(path: Path, seed: int = 0, auto: str = "AutoModelForCausalLM") -> tuple[nn.Module, Path | None]:
+    """Return (float32 model, path of its tokenizer.json or None); a causal language model unless ``auto`` says else.
 
     ``path`` is a model folder (config.json and safetensors: the weights are loaded) or a bare config file (weights
-    are drawn from ``seed``). Raises InputError for everything that is missing, truncated, foreign or not finite.
+    are drawn from ``seed``). ``auto`` names the class of `transformers` that makes the model. Raises InputError for
+    everything that is missing, truncated, foreign or not finite.
     """
     if not path.exists():
         raise InputError(f"model {path}: no such file or folder; give a model folder or a config.json")
     if path.is_file():
-        return _built(path, seed), None
+        return _built(path, seed, auto), None
     if not (path / "config.json").is_file():
         raise InputError(f"model {path}: has no config.json; expected a Hugging Face model folder")
     files = weight_files(path)
-    model = _built(path / "config.json", seed)
+    model = _built(path / "config.json", seed, auto)
     _load_weights(model, files, path)
     tokenizer = path / "tokenizer.json"
     return model, tokenizer if tokenizer.is_file() else None
 
 
-def _built(path: Path, seed: int) -> nn.Module:
+def _built(path: Path, seed: int, auto: str) -> nn.Module:
     """Return the model that the config file ``path`` describes, with weights drawn from ``seed``."""
     from transformers import AutoConfig
 
@@ -46,10 +47,10 @@ def _built(path: Path, seed: int) -> nn.Module:
     if not isinstance(kind, str):
         raise InputError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
     try:
-        return from_config(AutoConfig.for_model(kind, **settings), seed)
+        return from_config(AutoConfig.for_model(kind, **settings), seed, auto)
     except Exception as error:  # each model class refuses its settings in its own way
         why = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: transformers makes no language model of model_type {kind!r} ({why})") from None
+        raise InputError(f"{path}: {auto} makes no model of model_type {kind!r} ({why})") from None
 
 
 def _load_weights(model: nn.Module, files: list[Path], folder: Path) -> None:
@@ -70,6 +71,7 @@ def _load_weights(model: nn.Module, files: list[Path], folder: Path) -> None:
         raise InputError(f"model {folder}: the weights do not fit config.json: {misfit}") from None
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
     missing = [name for name in missing if name not in tied]
+    unexpected = [name for name in unexpected if not name.endswith("position_ids")]  # a buffer of older versions
     if missing or unexpected:
         wrong = f"lacks {missing[0]}" if missing else f"holds unknown {unexpected[0]}"
         count = len(missing) + len(unexpected)

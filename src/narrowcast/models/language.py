@@ -31,11 +31,15 @@ def default_config(vocab: int, context: int) -> Any:
     )
 
 
-def from_config(config: Any, seed: int) -> nn.Module:
-    """Return a float32 causal language model with weights drawn from ``seed``; the global generator is left alone."""
+def from_config(config: Any, seed: int, auto: str = "AutoModelForCausalLM") -> nn.Module:
+    """Return a float32 model of the class ``auto`` of `transformers`, by default a causal language model.
+
+    Weights are drawn from ``seed``; the global generator is left alone.
+    """
     with quiet(), torch.random.fork_rng(devices=[]):
-        from transformers import AutoModelForCausalLM
+        import transformers
 
         torch.manual_seed(seed)
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        maker = getattr(transformers, auto)
+        model: nn.Module = maker.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return model.train()

@@ -34,14 +34,26 @@ class Images:
         return Images(self.pixels[:count], self.labels[:count])
 
 
+def labelled(path: Path) -> Images:
+    """Return the pictures of an ``.npz`` (uint8 or float ``[N, C, H, W]``, integer labels ``[N]``), as float32.
+
+    uint8 is divided by 255 and normalised as `cifar10` does; floats are taken as they are.
+    """
+    pixels, labels = _archive(path)
+    if pixels.dim() != 4 or len(pixels) != len(labels):
+        raise InputError(f"{path}: found pictures {list(pixels.shape)} and {len(labels)} labels, expected [N, C, H, W]")
+    if pixels.is_floating_point():
+        return Images(pixels.float(), labels)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (_CIFAR_MEAN, _CIFAR_STD))
+    return Images((pixels.float() / 255 - mean) / std, labels)
+
+
 def cifar10(folder: Path) -> tuple[Images, Images]:
     """Return (train, test) from ``cifar10_train_raw_b1-4.npz`` and ``cifar10_test_raw_0_500.npz`` in ``folder``.
 
     Pixels are normalised as the public CIFAR ResNets of He et al.'s layout expect.
     """
-    found = [_archive(folder / name) for name in ("cifar10_train_raw_b1-4.npz", "cifar10_test_raw_0_500.npz")]
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (_CIFAR_MEAN, _CIFAR_STD))
-    train, test = (Images((pixels.float() / 255 - mean) / std, labels) for pixels, labels in found)
+    train, test = (labelled(folder / n) for n in ("cifar10_train_raw_b1-4.npz", "cifar10_test_raw_0_500.npz"))
     return train, test
 
 
@@ -65,7 +77,9 @@ def _archive(path: Path) -> tuple[Tensor, Tensor]:
             arrays = sorted((opened[name] for name in opened.files), key=lambda a: a.size)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as an npz of pictures ({error})") from None
-    labels, pixels = next(a for a in arrays if a.ndim == 1), arrays[-1]
+    labels, pixels = next((a for a in arrays if a.ndim == 1), None), arrays[-1] if arrays else None
+    if labels is None or pixels is None:
+        raise InputError(f"{path}: holds no one-dimensional array of labels; expected pictures and labels")
     return torch.from_numpy(pixels.copy()), torch.from_numpy(labels.astype(np.int64))[: len(pixels)]
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from narrowcast.errors import InputError
 from narrowcast.io import load_model, read_settings
 from narrowcast.io.runs import SETTINGS
@@ -27,9 +29,7 @@ def evaluate_folder(
 
     Raises InputError for a folder that is neither a run nor a model, and for what `load_model` refuses.
     """
-    for name, value, least in (("window", window, 0), ("batch", batch, 1), ("limit", limit, 0)):
-        if value < least:
-            raise InputError(f"--{name}: expected at least {least}, found {value}")
+    _check(window, batch, limit)
     run = (path / SETTINGS).is_file()
     settings = read_settings(path) if run else {}
     folder = path / "model" if run else path
@@ -45,10 +45,8 @@ def evaluate_folder(
     documents = encode(texts, tokenizer)
     if chosen.linear is not None:
         chosen.convert(model)
-    longest = int(getattr(model.config, "max_position_embeddings", 2048))
-    window = min(window or settings.get("context", 0) or longest, longest)
-    start = getattr(model.config, "bos_token_id", None)
-    batches = windows(documents, window, batch, limit, 0 if start is None else int(start))
+    window = _window(model, window or settings.get("context", 0))
+    batches = _batches(model, documents, window, batch, limit)
     loss = mean_loss(model, batches)
     count = sum(b.shape[0] * (b.shape[1] - 1) for b in batches)
     size, total = sum(len(text.encode()) for text in texts), sum(len(d) for d in documents)
@@ -62,3 +60,32 @@ def evaluate_folder(
         "perplexity": perplexity(loss),
         "bits_per_byte": bits_per_byte(loss, total, size),
     }
+
+
+def text_batches(
+    model: nn.Module, tokenizer: Path, data: Path | None, window: int, batch: int, limit: int
+) -> tuple[list[Tensor], str]:
+    """Return (windows of a text as `evaluate_folder` cuts them, the text's name).
+
+    ``data`` names the text; without it, the validation files of the standard library's source.
+    """
+    _check(window, batch, limit)
+    corpus = load_corpus(data)
+    texts = corpus.validation if data is None else (*corpus.train, *corpus.validation)
+    return _batches(model, encode(texts, tokenizer), _window(model, window), batch, limit), corpus.name
+
+
+def _check(window: int, batch: int, limit: int) -> None:
+    for name, value, least in (("window", window, 0), ("batch", batch, 1), ("limit", limit, 0)):
+        if value < least:
+            raise InputError(f"--{name}: expected at least {least}, found {value}")
+
+
+def _window(model: nn.Module, wanted: int) -> int:
+    longest = int(getattr(model.config, "max_position_embeddings", 2048))
+    return min(wanted or longest, longest)
+
+
+def _batches(model: nn.Module, documents: list[list[int]], window: int, batch: int, limit: int) -> list[Tensor]:
+    start = getattr(model.config, "bos_token_id", None)
+    return windows(documents, window, batch, limit, 0 if start is None else int(start))
