@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from narrowcast.analysis.loss import decibels
 from narrowcast.errors import InputError
 from narrowcast.metrics import kl_divergence
-from narrowcast.ptq.pipeline import find_blocks
+from narrowcast.ptq.blocks import find_blocks
 
 #: runs a model on the data and returns its logits ``[..., classes]``, one tensor per batch
 Logits = Callable[[nn.Module], list[Tensor]]
