@@ -50,7 +50,8 @@ def _built(path: Path, seed: int, auto: str) -> nn.Module:
         return from_config(AutoConfig.for_model(kind, **settings), seed, auto)
     except Exception as error:  # each model class refuses its settings in its own way
         why = " ".join(str(error).split())[:160]
-        raise InputError(f"{path}: {auto} makes no model of model_type {kind!r} ({why})") from None
+        what = "language model" if auto == "AutoModelForCausalLM" else f"{auto.removeprefix('AutoModel')} model".strip()
+        raise InputError(f"{path}: transformers makes no {what} of model_type {kind!r} ({why})") from None
 
 
 def _load_weights(model: nn.Module, files: list[Path], folder: Path) -> None:
