@@ -24,6 +24,7 @@ _MODULES: dict[int, str] = {
     28: "fp8_formats",
     33: "int_versus_fp",
     52: "mixed_formats",
+    76: "compressed",
     77: "lmul",
     81: "npe",
     84: "truncation",

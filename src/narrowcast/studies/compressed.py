@@ -43,6 +43,7 @@ def _stored(name: str, w: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
 def _products(size: int, names: tuple[str, ...], seed: int) -> dict[str, tuple[Work, Tensor]]:
     """Return per format (a compiled matrix-vector product that decodes as it goes, the exact answer of its weights)."""
+    torch.compiler.reset()  # dynamo allows one lambda eight versions; every size starts with none
     g = torch.Generator().manual_seed(seed)
     w, x = torch.randn(size, size, generator=g), torch.randn(size, generator=g)
     made: dict[str, tuple[Work, Tensor]] = {}
