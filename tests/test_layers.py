@@ -27,6 +27,7 @@ FLOORS = {
     "comm": 7,
     "recipes": 8,
     "health": 9,
+    "place": 9,
     "io": 9,
     "analysis": 9,
     "testing": 9,

@@ -42,6 +42,7 @@ ORDER = [
     "analysis",
     "testing",
     "health",
+    "place",
     "train",
     "evaluate",
     "ptq",
@@ -115,8 +116,9 @@ def compare_table(report: dict[str, Any]) -> str:
 
 
 SHOWN = (
-    "round bfloat16", "round e4m3fn", "round e5m2", "round e2m1fn", "round int8", "round e8m0", "round e4m3fn toward-zero",
-    "round e4m3fn stochastic", "cast mxfp8_e4m3", "cast mxfp4", "cast mxint8", "cast nvfp4", "cast e4m3fn/128x128/fp32",
+    "round bfloat16", "round e4m3fn", "round e5m2", "round e2m1fn", "round int8", "round q3.12", "round e8m0", "round hif8",
+    "round posit8_1", "round nf4", "round posit16_1", "round e4m3fn toward-zero", "round e4m3fn stochastic", "cast mxfp8_e4m3",
+    "cast mxfp4", "cast mxint8", "cast nvfp4", "cast e4m3fn/128x128/fp32", "cast int4-g128", "cast bnb-nf4",
 )  # fmt: skip
 
 

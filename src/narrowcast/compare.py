@@ -97,7 +97,13 @@ def compare(
     require_torch(torch.__version__)
     check_run(out, resume=resume, overwrite=overwrite)
     start = Start(*build(config.training))  # bad data or a bad model shows here, before anything is written
-    open_run(out, {**config.to_json(), "corpus": start.tokens.corpus.digest[:16]}, resume=resume, overwrite=overwrite)
+    place = config.training.place.to_json()
+    open_run(
+        out,
+        {**config.to_json(), **place, "corpus": start.tokens.corpus.digest[:16]},
+        resume=resume,
+        overwrite=overwrite,
+    )
     runs = config.runs
     results = []
     for number, run in enumerate(runs):
@@ -187,9 +193,10 @@ class Start:
 
 def _by_construction(chosen: Recipe, start: Start, config: TrainConfig) -> Json:
     """Return the conversion table, the sizes and the predicted times: they depend on no training."""
-    model = copy.deepcopy(start.model)
+    device = config.place.device
+    model = copy.deepcopy(start.model).to(device)
     conversion = chosen.convert(model, backend=config.backend, seed=config.seed)
-    tokens = start.tokens.validation_batches(1, config.batch, config.context)[0]
+    tokens = start.tokens.validation_batches(1, config.batch, config.context)[0].to(device)
     traffic = float(OPTIMIZER_TRAFFIC * sum(p.numel() for p in model.parameters()))
     small = predict(chosen.linear, _work(conversion, _tokens_per_step(config)), other_bytes=traffic)
     large = predict(chosen.linear, LLAMA_8B)
@@ -295,4 +302,4 @@ def _model(start: Start, config: TrainConfig) -> Json:
 def _training(config: TrainConfig) -> Json:
     settings = config.to_json()
     del settings["recipe"]
-    return {**settings, "tokens_per_step": _tokens_per_step(config)}
+    return {**settings, **config.place.to_json(), "tokens_per_step": _tokens_per_step(config)}

@@ -32,6 +32,7 @@ from narrowcast.metrics import mean_loss, next_token_loss
 from narrowcast.models import default_config, from_config
 from narrowcast.nn import Conversion
 from narrowcast.optim import LossScaler, learning_rate
+from narrowcast.place import Place
 from narrowcast.recipes import Recipe, recipe
 from narrowcast.workloads import TokenizedCorpus, derived_seed, load_corpus, tokenize
 
@@ -51,6 +52,9 @@ class TrainConfig:
         eval_every, eval_batches: validation interval in steps, and batches used.
         checkpoint_every: interval in steps.
         backend: ``auto``, ``emulate`` or ``native``.
+        device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+        wide: dtype of what the recipe leaves wide: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on CUDA).
+        compile: whether the model runs compiled whole.
     """
 
     recipe: str = "bf16"
@@ -71,6 +75,9 @@ class TrainConfig:
     eval_batches: int = 32
     checkpoint_every: int = 50
     backend: str = "auto"
+    device: str = "auto"
+    wide: str = "auto"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "context", "accumulate", "eval_every", "eval_batches", "checkpoint_every"):
@@ -83,6 +90,12 @@ class TrainConfig:
         if self.vocab < 257:
             raise InputError(f"--vocab: expected at least 257 (256 bytes and the end token), found {self.vocab}")
         learning_rate(self.schedule, 0, 1, 0, 1.0)  # names the known schedules where this one is unknown
+        Place.of(self.device, self.wide)  # refuses a device that is not there
+
+    @property
+    def place(self) -> Place:
+        """Where the run computes."""
+        return Place.of(self.device, self.wide)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values."""
@@ -160,21 +173,30 @@ class Trainer:
     def __init__(self, config: TrainConfig, out: Path | None, chosen: Recipe | None = None) -> None:
         self.config, self.out = config, out
         self.recipe: Recipe = chosen or recipe(config.recipe)
+        self.place = config.place
         model, tokens = build(config)
+        model.to(self.place.device)
         conversion = self.recipe.convert(model, backend=config.backend, seed=config.seed)
         self.model = model
+        self.runs: Any = torch.compile(model) if config.compile else model  # the same parameters
         self.scaler = LossScaler(**asdict(self.recipe.loss_scale)) if self.recipe.loss_scale else None
         matrices = [p for p in model.parameters() if p.dim() >= 2]
         others = [p for p in model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
-        self.validation = tokens.validation_batches(config.eval_batches, config.batch, config.context)
+        fused = self.place.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=fused)
+        held_out = tokens.validation_batches(config.eval_batches, config.batch, config.context)
+        self.validation = [batch.to(self.place.device) for batch in held_out]
         seen = config.batch * config.context * config.accumulate
         self.result = TrainResult(model, conversion, tokens, seen, self.validation[0])
         self.step = 0
 
     def run(self, on_step: Callable[[StepInfo], None] | None) -> TrainResult:
         """Train from the current step to the last."""
+        with self.place.repeatable():
+            return self._run(on_step)
+
+    def _run(self, on_step: Callable[[StepInfo], None] | None) -> TrainResult:
         if not self.result.val_losses:
             self._validate()
         while self.step < self.config.steps:
@@ -202,10 +224,10 @@ class Trainer:
         total = 0.0
         scale = self.scaler.scale if self.scaler else 1.0
         for micro in range(c.accumulate):
-            tokens = self.result.tokens.batch(c.seed, self.step, micro, c.batch, c.context)
-            with torch.random.fork_rng(devices=[]):  # dropout too is a pure function of (seed, step)
-                torch.manual_seed(derived_seed("dropout", c.seed, self.step, micro))
-                loss = next_token_loss(self.model, tokens) / c.accumulate
+            tokens = self.result.tokens.batch(c.seed, self.step, micro, c.batch, c.context).to(self.place.device)
+            with self.place.seeded(derived_seed("dropout", c.seed, self.step, micro)):  # pure function of (seed, step)
+                with self.place.autocast():
+                    loss = next_token_loss(self.runs, tokens) / c.accumulate
                 if not loss.isfinite():
                     self._diverged(tokens)
                 (loss * scale).backward()
@@ -238,9 +260,10 @@ class Trainer:
         raise CheckFailed(f"recipe {self.recipe.name} diverged at step {self.step}: {culprit} is not finite{kept}")
 
     def _validate(self) -> None:
-        loss = mean_loss(self.model, self.validation)
-        if not math.isfinite(loss):
-            self._diverged(next(b for b in self.validation if not math.isfinite(mean_loss(self.model, [b]))))
+        with self.place.autocast():
+            loss = mean_loss(self.runs, self.validation)
+            if not math.isfinite(loss):
+                self._diverged(next(b for b in self.validation if not math.isfinite(mean_loss(self.runs, [b]))))
         self.result.val_losses.append((self.step, loss))
         self._log({"step": self.step, "val_loss": loss})
 
@@ -286,8 +309,11 @@ class Trainer:
         for name, p in self.model.named_parameters():
             prefix = f"optimizer.{name}."
             state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-            if state:
-                self.optimizer.state[p] = state
+            if state:  # where the optimizer would have made it: on the device, but for an unfused step count
+                fused = any(group["fused"] for group in self.optimizer.param_groups)
+                self.optimizer.state[p] = {
+                    k: t if k == "step" and not fused else t.to(p.device) for k, t in state.items()
+                }
 
 
 def train(
@@ -322,7 +348,7 @@ def train(
         check_run(out, resume=resume, overwrite=overwrite)  # before the work that reading a corpus is
     trainer = Trainer(config, out, chosen)
     if out is not None:
-        settings = {**config.to_json(), "corpus": trainer.result.tokens.corpus.digest[:16]}
+        settings = {**config.to_json(), **trainer.place.to_json(), "corpus": trainer.result.tokens.corpus.digest[:16]}
         open_run(out, settings, resume=resume, overwrite=overwrite)
         if resume:
             trainer.load()

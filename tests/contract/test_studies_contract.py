@@ -41,6 +41,7 @@ def test_its_tables_and_plots_are_whole(number):
             assert all(math.isfinite(v) for v in series["y"] if v is not None)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, while it loads its compiler
 @every_study
 def test_it_runs(number):
     found = study(number)

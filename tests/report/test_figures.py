@@ -10,7 +10,16 @@ from tests.browser import browse, needs_chromium
 from tests.report.made_up import OPERANDS, SITES, report
 
 from narrowcast.report import render, summary
-from narrowcast.report.figures import _apart, colours, dashes, drift_figure, gap_figure, heat_maps, loss_figure
+from narrowcast.report.figures import (
+    _apart,
+    clock_figure,
+    colours,
+    dashes,
+    drift_figure,
+    gap_figure,
+    heat_maps,
+    loss_figure,
+)
 
 
 def test_each_recipe_has_one_colour_and_dash_of_its_own() -> None:
@@ -47,6 +56,17 @@ def test_a_run_that_diverged_shows_its_training_loss_up_to_there() -> None:
     lines = {line["name"]: line["x"] for line in loss_figure(report(), "train")["data"]}
     assert lines["int8-block"] == [1, 2]
     assert "int8-block" not in {line["name"] for line in loss_figure(report(), "val")["data"]}
+
+
+def test_the_clock_shows_where_something_ran_natively() -> None:
+    made = report()
+    assert 'id="clock"' not in render(made)
+    made["rows"][2]["conversion"][0]["backend"] = "native"
+    assert 'id="clock"' in render(made)
+    assert "its rounding makes a step here longer" not in render(made)
+    lines = {line["name"]: line for line in clock_figure(made)["data"]}
+    row = made["rows"][2]
+    assert lines[row["recipe"]]["x"] == [pytest.approx(step * row["step_seconds"]) for step, _ in row["val"]]
 
 
 @pytest.mark.parametrize("places", [[0.0], [0.0, 0.0, 0.0], [0.0, 5.0, 100.0, 103.0, 104.0], [0.0, 14.0, 16.0, 17.0]])

@@ -21,6 +21,11 @@ OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the ru
 ResumeFlag = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 DataOption = Annotated[Path | None, typer.Option("--data", help="Text file or folder [standard library's source].")]
 ModelOption = Annotated[Path | None, typer.Option("--model", help="Model folder or config.json [a small Llama].")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto (the GPU where there is one), cpu or cuda.")]
+WideOption = Annotated[
+    str, typer.Option("--wide", help="What the recipe leaves wide: auto (bfloat16 on a GPU), float32 or bfloat16.")
+]
+CompileFlag = Annotated[bool, typer.Option("--compile", help="Run the model compiled.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves torch's choice.")]
 
 _PIPE_WIDTH = 160  # columns where nobody's terminal says otherwise: wide enough that no table wraps

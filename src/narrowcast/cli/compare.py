@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from narrowcast.cli.common import (
+    CompileFlag,
     DataOption,
+    DeviceOption,
     JsonFlag,
     ModelOption,
     OutOption,
@@ -18,6 +20,7 @@ from narrowcast.cli.common import (
     ResumeFlag,
     SeedOption,
     ThreadsOption,
+    WideOption,
     console,
     emit,
     progress,
@@ -42,6 +45,10 @@ def compare(
     data: DataOption = None,
     model: ModelOption = None,
     out: OutOption = Path("runs/compare"),
+    vocab: Annotated[int, typer.Option(help="Size of the BPE trained on the corpus.")] = _D.vocab,
+    device: DeviceOption = _D.device,
+    wide: WideOption = _D.wide,
+    compiled: CompileFlag = False,
     seed: SeedOption = 0,
     threads: ThreadsOption = 0,
     resume: ResumeFlag = False,
@@ -66,6 +73,10 @@ def compare(
         model=model,
         seed=seed,
         eval_every=max(50, steps // 8),
+        vocab=vocab,
+        device=device,
+        wide=wide,
+        compile=compiled,
     )
     config = CompareConfig(training, names, baseline, seeds)
     command = shlex.join(["narrowcast", *sys.argv[1:]])

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from narrowcast.cli.common import (
+    CompileFlag,
     DataOption,
+    DeviceOption,
     JsonFlag,
     ModelOption,
     OutOption,
@@ -15,6 +17,7 @@ from narrowcast.cli.common import (
     ResumeFlag,
     SeedOption,
     ThreadsOption,
+    WideOption,
     console,
     emit,
     progress,
@@ -46,6 +49,9 @@ def train(
     eval_every: Annotated[int, typer.Option(help="Updates between validations.")] = _D.eval_every,
     checkpoint_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = _D.checkpoint_every,
     backend: Annotated[str, typer.Option(help="auto, emulate or native.")] = _D.backend,
+    device: DeviceOption = _D.device,
+    wide: WideOption = _D.wide,
+    compiled: CompileFlag = False,
     seed: SeedOption = 0,
     threads: ThreadsOption = 0,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard events beside the metrics.")] = False,
@@ -64,6 +70,7 @@ def train(
         recipe=recipe, data=data, model=model, steps=steps, batch=batch, context=context, accumulate=accumulate,
         lr=lr, warmup=warmup, schedule=schedule, weight_decay=weight_decay, clip=clip, vocab=vocab,
         eval_every=eval_every, checkpoint_every=checkpoint_every, backend=backend, seed=seed,
+        device=device, wide=wide, compile=compiled,
     )  # fmt: skip
     board = _Board(out) if tensorboard else None
     with progress() as bar:

@@ -1,6 +1,7 @@
 """The plots, as plain Plotly figures (dictionaries): data and layout, no drawing."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from narrowcast.report.theme import COLOURS, DASHES, LABEL, Figure
@@ -115,6 +116,21 @@ def loss_figure(report: dict[str, Any], kind: str) -> Figure:
     return {"data": lines, "layout": plain("step", "nats per token", height=360, showlegend=False)}
 
 
+def native(report: dict[str, Any]) -> bool:
+    """Return whether any recipe ran on fast kernels, so that its clock says something."""
+    return any(site["backend"] == "native" for row in report["rows"] for site in row["conversion"])
+
+
+def clock_figure(report: dict[str, Any]) -> Figure:
+    """Validation loss against the time spent on updates, in seconds: steps times the median time of one."""
+    lines = []
+    for row in finished(report):
+        steps, losses = zip(*row["val"], strict=True)
+        line = _line(report, row, [round(step * row["step_seconds"], 3) for step in steps], list(losses))
+        lines.append({**line, "hovertemplate": f"{row['recipe']}<br>%{{x:.1f}} s<br>%{{y:.4f}}<extra></extra>"})
+    return {"data": lines, "layout": plain("seconds of updates", "nats per token", height=360, showlegend=False)}
+
+
 def drift_figure(report: dict[str, Any]) -> Figure:
     """Validation loss minus that of the baseline's paired run at the same step, with names at the line ends.
 
@@ -167,13 +183,13 @@ def _top(group: tuple[float, int]) -> float:
     return group[0] / group[1]
 
 
-def _line(report: dict[str, Any], row: dict[str, Any], x: list[int], y: list[float], spec: str = ".4f") -> Figure:
+def _line(report: dict[str, Any], row: dict[str, Any], x: Sequence[float], y: list[float], spec: str = ".4f") -> Figure:
     name = row["recipe"]
     return {
         "type": "scatter",
         "mode": "lines",
         "name": name,
-        "x": x,
+        "x": list(x),
         "y": y,
         "line": {
             "color": colours(report)[name],

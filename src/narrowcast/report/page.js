@@ -2,7 +2,7 @@
 const options = { responsive: true, displayModeBar: false };
 for (const [id, figure] of Object.entries(FIGURES)) Plotly.newPlot(id, figure.data, figure.layout, options);
 
-const lines = ["drift", "val", "train"], keys = [...document.querySelectorAll(".keys button")];
+const lines = ["drift", "val", "train", "clock"].filter(id => id in FIGURES), keys = [...document.querySelectorAll(".keys button")];
 let kept = null;
 function light(name) {
   for (const id of lines) {
