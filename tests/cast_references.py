@@ -101,6 +101,29 @@ def tile_scale(spelling: str, amax: float, whole: float, fmt, format_of) -> tupl
     return two_level_scale(amax, whole, fmt, format_of(name)) if plus else narrow_scale(amax, fmt, format_of(name))
 
 
+def double_scales(spelling: str, amaxes: list[float], fmt, format_of) -> list[tuple[list[float], float]]:
+    """Double quantization of the scales of all tiles, in order: ``FORMAT+fp32xGROUP[-mean]``."""
+    name, _, rest = spelling.partition("+fp32x")
+    codes, centred = format_of(name), rest.endswith("-mean")
+    group = int(rest.removesuffix("-mean"))
+    exact = [f32(a / fmt.max) if math.isfinite(a) else math.nan for a in amaxes]
+    mean = f32(math.fsum(exact) / len(exact)) if centred and not any(map(math.isnan, exact)) else 0.0
+    mean = math.nan if centred and any(map(math.isnan, exact)) else mean
+    found = []
+    for start in range(0, len(exact), group):
+        off = [f32(s - mean) for s in exact[start : start + group]]
+        second = f32(max_or_nan(map(abs, off)) / codes.max) or 1.0
+        for d in off:
+            code = (
+                math.nan
+                if math.isnan(second)
+                else round_one(codes, f32(d * min(f32(1 / second), FLOAT32_MAX)), "nearest-even")
+            )
+            back = math.nan if math.isnan(code) else max(f32(f32(code * second) + mean), 0.0)
+            found.append(([back], min(f32(1 / back), FLOAT32_MAX) if back else FLOAT32_MAX))
+    return found
+
+
 def tiles_of(rows: int, cols: int, tile: str):
     """Yield the index lists of the elements of each tile of a rows x cols matrix."""
     height, width = {"tensor": (rows, cols), "row": (1, cols)}.get(tile) or (int(n) for n in tile.split("x"))
@@ -115,15 +138,32 @@ def cast_matrix(x: list[list[float]], fmt, tile: str, scale: str, mode: str, dra
     rows, cols = len(x), len(x[0])
     result = [[math.nan] * cols for _ in x]
     whole = max_or_nan(abs(v) for row in x for v in row)
-    for elements in tiles_of(rows, cols, tile):
-        amax = max_or_nan(abs(x[r][c]) for r, c in elements)
-        back, into = tile_scale(scale, amax, whole, fmt, format_of)
+    tiles = list(tiles_of(rows, cols, tile))
+    for elements, (above, below) in zip(tiles, scales_of(scale, x, tiles, whole, fmt, format_of), strict=True):
         for r, c in elements:
+            back, into = below if x[r][c] < 0 else above
             value = round_one(fmt, f32(x[r][c] * into), mode, draws[r][c] if draws else 0)
             for factor in back:
                 value = f32(value * factor)
             result[r][c] = value
     return result
+
+
+def scales_of(scale: str, x, tiles, whole: float, fmt, format_of):
+    """Per tile, the scale of the values from 0 up and that of the values below; the same one unless by signs."""
+    if "+fp32x" in scale:
+        amaxes = [max_or_nan(abs(x[r][c]) for r, c in elements) for elements in tiles]
+        return [(one, one) for one in double_scales(scale, amaxes, fmt, format_of)]
+    found = []
+    for elements in tiles:
+        amax = max_or_nan(abs(x[r][c]) for r, c in elements)
+        sides = [max_or_nan(max(s * x[r][c], 0.0) for r, c in elements) for s in (1, -1)]
+        if not scale.endswith("-signs"):
+            sides = [amax, amax]
+        elif not math.isfinite(amax):
+            sides = [math.nan, math.nan]
+        found.append(tuple(tile_scale(scale.removesuffix("-signs"), side, whole, fmt, format_of) for side in sides))
+    return found
 
 
 def max_or_nan(values) -> float:

@@ -13,7 +13,7 @@ back: the value times each factor of `Scale.back` in turn, in float32.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from math import lcm
+from math import lcm, prod
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from narrowcast.formats import rounding as rounding_of
 from narrowcast.formats.format import float32_of
 from narrowcast.presets import PRESETS as PRESETS
 from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, scale_rule, tile
+from narrowcast.scaling.rule import of_sign
 from narrowcast.transforms import Hadamard, transform
 
 UNSCALED = One()
@@ -83,7 +84,7 @@ class Cast:
             values = self.format.round(blocks, self.rounding, self._draws(source, blocks, stream))
         else:
             scale = self._scale(blocks, inside, history)
-            values = self.format.round(blocks * scale.into, self.rounding, self._draws(source, blocks, stream))
+            values = self.format.round(scale.scaled(blocks), self.rounding, self._draws(source, blocks, stream))
             values = scale.apply(values)
         return self._finish(values.view(source.shape), x.shape, stream)
 
@@ -100,8 +101,8 @@ class Cast:
         source = self._source(x, stream, what)
         blocks, inside = self.tile.blocks(source)
         scale = self._scale(blocks, inside, history)
-        values = self.format.round(blocks * scale.into, self.rounding, self._draws(source, blocks, stream))
-        spread = scale.apply(torch.ones_like(blocks))
+        values = self.format.round(scale.scaled(blocks), self.rounding, self._draws(source, blocks, stream))
+        spread = scale.apply(torch.where(blocks < 0, -1.0, 1.0)).abs()
         step = self.format.smallest if isinstance(self.format, Integer) else 1.0
         values, spread = (values / step).view(source.shape), (spread * step).view(source.shape)
         return Codes(values.detach(), spread.detach(), self.format.smallest_normal / step)
@@ -136,10 +137,8 @@ class Cast:
 
     def bits_per_element(self, shape: tuple[int, ...]) -> float:
         """Return stored bits per element of a tensor of ``shape``, scales counted."""
-        count = 1
-        for size in shape:
-            count *= size
-        scales = self.tile.count(tuple(shape)) * self.scale.bits + self.scale.tensor_bits
+        count = prod(shape)
+        scales = self.scale.total_bits(self.tile.count(tuple(shape)))
         return self.format.bits + scales / count if count else float(self.format.bits)
 
     def padded_shape(self, shape: tuple[int, ...], what: str = "tensor") -> tuple[int, ...]:
@@ -168,7 +167,7 @@ class Cast:
         if not self.scale.needs_amax or blocks.numel() == 0:
             one_each = [1 if {a, a - blocks.dim()} & {*inside} else n for a, n in enumerate(blocks.shape)]
             return self.scale.scale(blocks.new_zeros(one_each), self.format)
-        amax = blocks.abs().amax(inside, keepdim=True)
+        amax = self.scale.extent(blocks, inside)
         if ratio is not None:
             amax = amax * ratio
         if self.scale.delayed is not None:
@@ -233,17 +232,22 @@ class Settled:
         """Return what ``x`` of any shape becomes under the one settled scale of a ``tensor`` tile."""
         if not self.cast.tile.is_tensor:
             raise InputError(f"cast {self.cast}: only one scale per tensor fits a tensor of another shape")
-        return self.round(x, self.scale.into.reshape(()), tuple(factor.reshape(()) for factor in self.scale.back))
+        shape = (2,) if self.scale.by_sign else ()
+        return self.round(x, self.scale.into.reshape(shape), tuple(factor.reshape(shape) for factor in self.scale.back))
 
     def round(self, x: Tensor, into: Tensor, back: tuple[Tensor, ...]) -> Tensor:
         """Return what values become under the matching slices of `factors`: any columns, any rows."""
-        values = self.cast.format.round(float32_of(x) * into, self.cast.rounding)
+        source = float32_of(x)
+        values = self.cast.format.round(source * self._of_sign(into, source), self.cast.rounding)
         for factor in back:
-            values = values.mul_(factor)
+            values = values.mul_(self._of_sign(factor, values))
         return values
 
     def factors(self) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return what multiplies in and what multiplies back, each as float32 of `shape`."""
+        """Return what multiplies in and what multiplies back, each as float32 of `shape`.
+
+        Where the signs have scales of their own each is ``[2, *shape]``: for values from 0 up, and for those below.
+        """
         return self._spread(self.scale.into), tuple(self._spread(factor) for factor in self.scale.back)
 
     def quantize(self, x: Tensor) -> "QTensor":
@@ -259,10 +263,14 @@ class Settled:
         """Shape of one number per tile, as `Cast.settle` takes for ``ratio``."""
         return tuple(self.scale.stored.shape)
 
+    def _of_sign(self, factor: Tensor, values: Tensor) -> Tensor:
+        return torch.where(values < 0, factor[1], factor[0]) if self.scale.by_sign else factor
+
     def _spread(self, factor: Tensor) -> Tensor:
-        blocks, _ = self.cast.tile.blocks(factor.new_zeros(()).expand(self.padded))
-        whole = factor.expand(blocks.shape).reshape(self.padded)
-        return whole[tuple(slice(0, n) for n in self.shape)]
+        inside = tuple(slice(0, n) for n in self.shape)
+        sides = (factor[..., :1], factor[..., -1:]) if self.scale.by_sign else (factor,)
+        spread = [self.cast.tile.spread(side, self.padded)[inside] for side in sides]
+        return torch.stack(spread) if self.scale.by_sign else spread[0]
 
 
 @dataclass(frozen=True)
@@ -296,7 +304,7 @@ class QTensor:
         values = self.cast.format.decode(codes).view(self.padded)
         blocks, _ = self.cast.tile.blocks(values)
         for factor in self.cast.scale.restore(self.scales, self.tensor_scale):
-            blocks.mul_(factor)
+            blocks.mul_(of_sign(factor, blocks, self.cast.scale.by_sign))
         values = self.cast._finish(values, self.shape, self.stream)
         return values.to(self.dtype).movedim(-1, self.axis) if self.shape else values.to(self.dtype)
 
@@ -308,6 +316,8 @@ class QTensor:
         height = self.cast.tile.rows
         if len(self.shape) != 2 or start % max(height, 1) or (stop % max(height, 1) and stop != self.shape[0]):
             raise InputError(f"{self}: rows {start} to {stop} cut a tile of {self.cast.tile}")
+        if self.cast.scale.in_order:
+            raise InputError(f"{self}: its scales are quantized in groups that rows would cut; quantize the rows apart")
         last = stop if stop < self.shape[0] else self.padded[0]
         scales = self.scales if height == 0 else self.scales[start // height : -(-last // height)]
         shape, padded = (stop - start, self.shape[1]), (last - start, self.padded[1])
@@ -316,8 +326,7 @@ class QTensor:
     @property
     def nbytes(self) -> int:
         """Bytes of codes and scales."""
-        scales = self.scales.numel() * self.cast.scale.bits + self.cast.scale.tensor_bits
-        return self.codes.numel() + -(-scales // 8)
+        return self.codes.numel() + -(-self.cast.scale.total_bits(self.cast.tile.count(self.padded)) // 8)
 
     def __repr__(self) -> str:
         return f"QTensor({self.cast}, shape={self.shape}, nbytes={self.nbytes})"
@@ -325,8 +334,7 @@ class QTensor:
 
 @lru_cache(maxsize=1024)
 def _parse(spelling: str) -> Cast:
-    expanded = PRESETS.get(spelling, spelling)
-    tokens = expanded.split("/")
+    tokens = PRESETS.get(spelling, spelling).split("/")
     if len(tokens) == 1:
         if (found := find(spelling)) is None:
             raise InputError(f"unknown format or cast {spelling!r}{nearest(spelling, [*known_names(), *PRESETS])}")

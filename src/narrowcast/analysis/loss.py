@@ -103,9 +103,9 @@ def clipped(source: Tensor, cast: Cast, history: Tensor | None = None) -> int:
     if cast.is_identity:
         return 0
     blocks, inside = cast.tile.blocks(cast.tile.padded(source.float()))
-    amax = blocks.abs().amax(inside, keepdim=True)
+    amax = cast.scale.extent(blocks, inside)
     if cast.scale.delayed is not None and history is not None:
         amax = cast.scale.delayed.amax(history.clone(), amax.amax()).view(amax.shape)
-    scaled = blocks.abs() * cast.scale.scale(amax, cast.format).into  # in float32, as the cast saw it
+    scaled = cast.scale.scale(amax, cast.format).scaled(blocks).abs()  # in float32, as the cast saw it
     half_step = 2.0 ** (cast.format.top_exponent - cast.format.precision - 1)
     return int((scaled > cast.format.max + half_step).sum())

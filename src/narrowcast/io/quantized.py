@@ -58,7 +58,7 @@ class LayerSpec:
         """Bytes of codes and scales of all matrices, as `QTensor.nbytes` counts them."""
         rows, columns = self.weight.padded_shape(self.shape, self.name)
         codes = rows * -(-columns * self.weight.format.bits // 8)
-        scales = self.weight.tile.count((rows, columns)) * self.weight.scale.bits + self.weight.scale.tensor_bits
+        scales = self.weight.scale.total_bits(self.weight.tile.count((rows, columns)))
         return self.count * (codes + -(-scales // 8))
 
 

@@ -19,6 +19,12 @@ _MX_ROTATED = Scheme(cast("e2m1fn/1x32+pad/e8m0-four-thirds"), cast("e2m1fn/1x32
 _NV_ROTATED = Scheme(cast("e2m1fn/1x16+pad/e4m3fn+fp32"), cast("e2m1fn/1x16+pad/e4m3fn+fp32"), _ROTATE_16)
 _INT8_STATIC = Scheme(cast("int8/row/fp32"), cast("int8/tensor/fp32"), static=True)
 _FP8_STATIC = Scheme(cast("e4m3fn/tensor/fp32"), cast("e4m3fn/tensor/fp32"), static=True)
+_FP8_CHANNEL_STATIC = Scheme(cast("e4m3fn/row/fp32"), cast("e4m3fn/tensor/fp32"), static=True)
+_E3M4_STATIC = Scheme(cast("e3m4fn/row/fp32"), cast("e3m4fn/tensor/fp32"), static=True)
+_E5M2_DIRECT = Scheme(cast("e5m2/row/fp32"), cast("e5m2"))
+_FP8_MIXED = Scheme(cast("e3m4fn/row/fp32"), cast("e4m3fn/tensor/fp32"), static=True)
+_FP4_SIGNS, _NF4_SIGNS = Scheme(cast("e2m1fn/1x128+pad/float16-signs")), Scheme(cast("nf4/1x128+pad/float16-signs"))
+_NF4_DOUBLE = Scheme(cast("nf4/1x64+pad/dynamic8+fp32x256-mean"))
 _FP8_BLOCK = Scheme(cast("e4m3fn/128x128+pad/fp32"), cast("e4m3fn/1x128+pad/fp32"))
 
 _KURTIC = "Kurtic et al. 2025, Give Me BF16 or Give Me Death? (ACL)"
@@ -26,6 +32,8 @@ _EGIAZARIAN = "Egiazarian et al. 2025, Bridging the Gap for Microscaling FP4 Qua
 _SHEN = "Shen et al. 2024, Efficient Post-training Quantization with FP8 Formats (MLSys)"
 _FRANTAR = "Frantar et al. 2022, GPTQ"
 _LIN = "Lin et al. 2023, AWQ"
+_ZHANG = "Zhang et al. 2023, AFPQ: Asymmetric Floating Point Quantization for LLMs"
+_DETTMERS = "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs"
 _OCP = "OCP 2023, Microscaling Formats v1.0"
 _DEEPSEEK = "DeepSeek-AI 2024, DeepSeek-V3"
 _CLIP = LeastOutputError()
@@ -34,6 +42,10 @@ _ROWS = (
     PtqRecipe("w8a8-fp8", "FP8: weights per channel, activations per token, dynamic; no data", _KURTIC, _W8_FP8),
     PtqRecipe("w8a8-fp8-static", "FP8, one scale per tensor, activations calibrated", _SHEN, _FP8_STATIC),
     PtqRecipe("w8a8-fp8-block", "FP8 in 128x128 blocks, activations 1x128", _DEEPSEEK, _FP8_BLOCK),
+    PtqRecipe("w8a8-e4m3-static", "E4M3 per channel, activations calibrated per tensor", _SHEN, _FP8_CHANNEL_STATIC),
+    PtqRecipe("w8a8-e3m4-static", "E3M4 (to 30) per channel, activations calibrated per tensor", _SHEN, _E3M4_STATIC),
+    PtqRecipe("w8a8-e5m2", "E5M2 per channel, activations cast as they are: no data", _SHEN, _E5M2_DIRECT),
+    PtqRecipe("w8a8-e3m4-e4m3", "E3M4 weights per channel, E4M3 activations calibrated", _SHEN, _FP8_MIXED),
     PtqRecipe("w8a8-int8", "INT8 per channel and token: SmoothQuant, then GPTQ", _KURTIC, _W8_INT8,
               balance=Smooth(), solver=Solver()),
     PtqRecipe("w8a8-int8-static", "INT8 per channel, activations calibrated per tensor", _SHEN, _INT8_STATIC),
@@ -45,6 +57,10 @@ _ROWS = (
     PtqRecipe("w4a16-gptq-g32", "INT4 in groups of 32: GPTQ under searched scales", _KURTIC, _W4_G32,
               search=LeastError(), solver=Solver()),
     PtqRecipe("w4a16-awq-g32", "INT4 in groups of 32: AWQ", _LIN, _W4_G32, search=_CLIP, balance=Awq()),
+    PtqRecipe("w4a16-fp4-afpq", "E2M1 in groups of 128, a scale for either sign", _ZHANG, _FP4_SIGNS),
+    PtqRecipe("w4a16-nf4-afpq-gptq", "NF4 in groups of 128, a scale for either sign: GPTQ", _ZHANG, _NF4_SIGNS,
+              solver=Solver()),
+    PtqRecipe("w4a16-nf4-double", "NF4 in groups of 64 under scales of 8 bits", _DETTMERS, _NF4_DOUBLE),
     PtqRecipe("mxfp4", "MXFP4 weights and activations, rounded to nearest", _OCP, _MXFP4),
     PtqRecipe("mxfp4-gptq", "MXFP4 weights and activations, GPTQ", _EGIAZARIAN, _MXFP4, solver=Solver()),
     PtqRecipe("mxfp4-mr-gptq", "MXFP4, rotated in blocks of 32, 4/3 shift, GPTQ", _EGIAZARIAN, _MX_ROTATED,

@@ -2,8 +2,9 @@
 
 The layer computes ``x w^T``; with ``H = x^T x`` the squared error of its outputs is ``tr((w - q) H (w - q)^T)``.
 Rounding column i by an error e changes that least if every later column j moves by ``-e U[i, j] / U[i, i]``, where U is
-the upper Cholesky factor of H's inverse. All scales are settled before the first column is touched (*static groups*),
-so the columns may come in any order without breaking a microscaling block: largest diag(H) first (*activation order*).
+the upper triangular factor of H's inverse, ``U^T U``. All scales are settled before the first column is touched
+(*static groups*), so the columns may come in any order without breaking a microscaling block: largest diag(H) first
+(*activation order*).
 
 It runs over any cast: what rounds a column is the cast with its settled scales.
 Sources: Frantar et al. 2022 (GPTQ); sheet 42 (static groups, order, damping; Egiazarian et al. 2025).
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.errors import InputError
+from narrowcast.ptq.sweep import sweep
 from narrowcast.quantize import QTensor, Settled
 
 _ATTEMPTS = 4  # Cholesky factorisations tried, each with ten times the damping of the one before
@@ -86,13 +88,7 @@ def gptq(weight: Tensor, hessian: Tensor, settled: Settled, solver: Solver | Non
         values = settled.apply(work)
         note = f"H could not be factorised even with damping {damping:g}: rounded to nearest instead"
         return Solution(settled.quantize(work), values, damping, note)
-    into, back = settled.factors()
-    if order is None:
-        at_rounding = _sweep(work, upper, settled, into, back, solver.block)
-    else:
-        permuted = tuple(factor[:, order] for factor in back)
-        at_rounding = torch.empty_like(work)
-        at_rounding[:, order] = _sweep(work[:, order], upper, settled, into[:, order], permuted, solver.block)
+    at_rounding = sweep(work, upper, settled, order, solver.block)
     note = "" if damping == solver.damping else f"H needed damping {damping:g} to be factorised"
     return Solution(settled.quantize(at_rounding), settled.apply(at_rounding), damping, note)
 
@@ -118,34 +114,22 @@ def _check(weight: Tensor, hessian: Tensor, settled: Settled) -> None:
 
 
 def _inverse_factor(h: Tensor, damping: float) -> tuple[Tensor | None, float]:
-    """Return (upper Cholesky factor of the inverse of the damped H, the damping that worked), float32.
+    """Return (U upper with ``U^T U`` the inverse of the damped H, the damping that worked), float32.
 
-    In float64: H of few tokens is singular but for the damping, and K is small enough for the time not to matter.
+    Backwards, H is ``L L^T``; so the inverse of L, backwards again, is U: one factorisation instead of two, and no
+    inverse of H. In float64: H of few tokens is singular but for the damping.
     """
-    h = h.double()
-    mean = h.diagonal().mean()
-    eye = torch.eye(len(h), dtype=h.dtype, device=h.device)
+    backwards = h.double().flip(0, 1)
+    mean = float(backwards.diagonal().mean())
+    added = 0.0
     for _ in range(_ATTEMPTS):
-        lower, failed = torch.linalg.cholesky_ex(h + damping * mean * eye)
+        backwards.diagonal().add_(damping * mean - added)
+        added = damping * mean
+        lower, failed = torch.linalg.cholesky_ex(backwards)
         if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and upper.isfinite().all():
-                return upper.float(), damping
+            eye = torch.eye(len(h), dtype=lower.dtype, device=h.device)
+            upper = torch.linalg.solve_triangular(lower, eye, upper=False).flip(0, 1).float()
+            if upper.isfinite().all():
+                return upper, damping
         damping = max(damping, 1e-4) * 10
     return None, damping / 10
-
-
-def _sweep(work: Tensor, upper: Tensor, settled: Settled, into: Tensor, back: tuple[Tensor, ...], block: int) -> Tensor:
-    """Return each column as it was when it was rounded; ``work`` is used up."""
-    columns = work.shape[1]
-    for start in range(0, columns, block):
-        stop = min(start + block, columns)
-        errors = torch.empty_like(work[:, start:stop])
-        for i in range(start, stop):
-            here = slice(i, i + 1)
-            value = settled.round(work[:, here], into[:, here], tuple(factor[:, here] for factor in back))
-            error = (work[:, here] - value) / upper[i, i]
-            work[:, i + 1 : stop] -= error * upper[i, i + 1 : stop]
-            errors[:, i - start] = error[:, 0]
-        work[:, stop:] -= errors @ upper[start:stop, stop:]
-    return work

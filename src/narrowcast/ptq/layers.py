@@ -112,6 +112,7 @@ def _lots(group: Group, recipe: PtqRecipe) -> list[list[tuple[Target, int]]]:
     every = [(t, i) for t in group.targets for i in range(len(t.matrices()))]
     rows = recipe.scheme.weight.tile.rows
     apart = group.targets[0].kind == "experts" or any(t.shape[0] % max(rows, 1) for t in group.targets)
+    apart = apart or recipe.scheme.weight.scale.in_order  # its second level goes through all tiles
     return [[one] for one in every] if apart else [every]
 
 

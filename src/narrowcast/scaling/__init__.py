@@ -1,13 +1,19 @@
 """Floor 1: which elements share a scale, and how the scale comes about."""
 
+from narrowcast.scaling.by_sign import BySign
+from narrowcast.scaling.double import Double
 from narrowcast.scaling.history import Delayed, advance
-from narrowcast.scaling.scales import Narrow, One, PowerOfTwo, Scale, ScaleRule, TwoLevel, Wide, scale_rule
+from narrowcast.scaling.parse import scale_rule
+from narrowcast.scaling.rule import Scale, ScaleRule
+from narrowcast.scaling.scales import Narrow, One, PowerOfTwo, TwoLevel, Wide
 from narrowcast.scaling.tiles import ROW, TENSOR, Tile, tile
 
 __all__ = [
     "ROW",
     "TENSOR",
+    "BySign",
     "Delayed",
+    "Double",
     "Narrow",
     "One",
     "PowerOfTwo",

@@ -13,8 +13,6 @@ A scale always multiplies to get back: ``x ~ value * scale``. A rule turns ``ama
 Sources: OCP MX v1.0, 6.3 (floor); formats-reference, section 3.
 """
 
-import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,76 +23,13 @@ from narrowcast.errors import InputError, nearest
 from narrowcast.formats import Format, Minifloat, format
 from narrowcast.formats.format import FLOAT32_BIAS, FLOAT32_MANTISSA
 from narrowcast.scaling.history import Delayed
+from narrowcast.scaling.rule import Scale, ScaleRule
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 SMALLEST = 2.0**-126
 
 
-@dataclass(frozen=True)
-class Scale:
-    """The scales of one tensor.
-
-    Attributes:
-        stored: what a checkpoint keeps, one per tile: codes of the scale format, or float32 itself.
-        back: factors, applied in this order, that multiply a value to get back; broadcast against the blocks.
-        into: the one factor that multiplies the source before rounding.
-        tensor: the second-level float32 scale, or None.
-    """
-
-    stored: Tensor
-    back: tuple[Tensor, ...]
-    into: Tensor
-    tensor: Tensor | None = None
-
-    def enter(self, blocks: Tensor) -> Tensor:
-        """Return ``blocks`` (float32) as the element format is to see them: times ``into``.
-
-        In a poisoned tile that is the one positive NaN everywhere: the sign of a product with NaN differs by processor.
-        """
-        if not self.back:
-            return blocks
-        return torch.where(self.into.isnan(), float("nan"), blocks * self.into)
-
-    def apply(self, values: Tensor) -> Tensor:
-        """Multiply ``values`` (blocks, float32) back, in place."""
-        for factor in self.back:
-            values = values.mul_(factor)
-        return values
-
-
-class ScaleRule(ABC):
-    """Turns tile maxima into scales for one element format."""
-
-    @abstractmethod
-    def scale(self, amax: Tensor, element: Format) -> Scale:
-        """Return the scales for ``amax`` (float32, non-negative, any shape that broadcasts to the blocks)."""
-
-    @abstractmethod
-    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
-        """Return `Scale.back` from what was stored."""
-
-    @property
-    @abstractmethod
-    def bits(self) -> int:
-        """Bits stored per tile."""
-
-    @property
-    def tensor_bits(self) -> int:
-        """Bits stored once per tensor."""
-        return 0
-
-    @property
-    def needs_amax(self) -> bool:
-        """Whether the data decide the scale at all."""
-        return True
-
-    @property
-    def delayed(self) -> "Delayed | None":
-        """The history that replaces the current amax, or None."""
-        return None
-
-
-def _divided(dividend: Tensor | float, divisor: Tensor | float) -> Tensor:
+def divided(dividend: Tensor | float, divisor: Tensor | float) -> Tensor:
     """Return the correctly rounded float32 quotient, the same on every device.
 
     With a number on either side torch multiplies by a reciprocal instead (``number / tensor`` everywhere, ``tensor /
@@ -159,7 +94,7 @@ class Wide(ScaleRule):
 
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return float32 scales."""
-        scale = _divided(amax, element.max / 2.0**self.headroom).clamp(SMALLEST, FLOAT32_MAX)
+        scale = divided(amax, element.max / 2.0**self.headroom).clamp(SMALLEST, FLOAT32_MAX)
         scale = _poisoned(torch.where(amax == 0, 1.0, scale), amax)
         return Scale(scale, (scale,), scale.reciprocal())
 
@@ -281,7 +216,7 @@ class Narrow(ScaleRule):
 
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return codes of the scale format; a scale that rounds to 0 flushes its tile."""
-        exact = _divided(amax, element.max).clamp_max(self.format.max)
+        exact = divided(amax, element.max).clamp_max(self.format.max)
         value = self.format.round(torch.where(amax == 0, 1.0, exact))
         value = _poisoned(value, amax)
         return Scale(self.format.encode(value), (value,), value.reciprocal().clamp_max(FLOAT32_MAX))
@@ -318,7 +253,7 @@ class TwoLevel(ScaleRule):
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return block codes and the tensor's scale; a block far below the tensor's maximum flushes to zero."""
         whole = amax.amax() if amax.numel() else amax.sum()
-        encode = _divided(min(element.max * self.format.max, FLOAT32_MAX), whole).clamp_max(FLOAT32_MAX)
+        encode = divided(min(element.max * self.format.max, FLOAT32_MAX), whole).clamp_max(FLOAT32_MAX)
         encode = _poisoned(torch.where(whole == 0, 1.0, encode), whole)
         decode = encode.reciprocal()
         exact = (amax * (encode * torch.tensor(1 / element.max))).clamp_max(self.format.max)
@@ -344,30 +279,3 @@ class TwoLevel(ScaleRule):
 
     def __str__(self) -> str:
         return f"{self.format.name}+fp32"
-
-
-def scale_rule(text: str) -> ScaleRule:
-    """Parse a scale token: ``one``, ``fp32``, ``fp32-delayed16``, ``fp32-headroom22``, ``e8m0[-RULE][-headroomN]``,
-    ``FLOAT`` or ``FLOAT+fp32``.
-    """
-    base, _, rule = text.partition("-")
-    if base == "one" and not rule:
-        return One()
-    room = re.fullmatch(r"(.*?)-?headroom([1-9]\d*)", rule)
-    rule, headroom = (room[1], int(room[2])) if room else (rule, 0)
-    if base == "fp32":
-        return Wide(Delayed.parse(rule) if rule else None, headroom)
-    if base in ("e8m0", "ue8m0", "e8m0fnu"):
-        return PowerOfTwo(rule or "floor", headroom)
-    name, plus, second = text.partition("+")
-    known = format(name)
-    if not isinstance(known, Minifloat) or second not in ("", "fp32"):
-        raise InputError(
-            f"unknown scale {text!r}: expected one, fp32, e8m0[-RULE], or a float format such as e4m3fn or float16, "
-            "optionally with +fp32"
-        )
-    if known.nan_code is None:
-        raise InputError(
-            f"scale {text!r}: {known} has no NaN to mark a tile that is not finite; ue4m3 or e4m3fn has one"
-        )
-    return TwoLevel(known) if plus else Narrow(known)

@@ -78,6 +78,11 @@ class Tile:
         self._check_axes(tuple(x.shape))
         return split_axis(view, -3, self.rows), (-3, -1)
 
+    def spread(self, per_tile: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return ``per_tile`` (one number each, as reducing over `blocks` leaves it) for every element of ``shape``."""
+        blocks, _ = self.blocks(per_tile.new_zeros(()).expand(shape))
+        return per_tile.expand(blocks.shape).reshape(shape)
+
     def _check_axes(self, shape: tuple[int, ...]) -> None:
         if self.rows > 1 and len(shape) < 2:
             raise InputError(f"tile {self} needs at least two axes, found shape {tuple(shape)}")

@@ -1,0 +1,107 @@
+"""What a scale is, and what every scale rule answers: the two types that all of this package speak of."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from narrowcast.formats import Format
+from narrowcast.scaling.history import Delayed
+
+
+def of_sign(factor: Tensor, values: Tensor, by_sign: bool) -> Tensor:
+    """Return what multiplies ``values``: ``factor`` itself, or of a pair in its last axis the one of each value's sign.
+
+    The pair is (for values from 0 up, for values below 0).
+    """
+    return torch.where(values < 0, factor[..., -1:], factor[..., :1]) if by_sign else factor
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scales of one tensor.
+
+    Attributes:
+        stored: what a checkpoint keeps, one per tile: codes of the scale format, or float32 itself.
+        back: factors, applied in this order, that multiply a value to get back; broadcast against the blocks.
+        into: the one factor that multiplies the source before rounding.
+        tensor: the second level, float32, or None.
+        by_sign: whether the last axis of all of them holds a pair: for values from 0 up, and for those below.
+    """
+
+    stored: Tensor
+    back: tuple[Tensor, ...]
+    into: Tensor
+    tensor: Tensor | None = None
+    by_sign: bool = False
+
+    def scaled(self, blocks: Tensor) -> Tensor:
+        """Return ``blocks`` times ``into``: what is rounded."""
+        return blocks * of_sign(self.into, blocks, self.by_sign)
+
+    def enter(self, blocks: Tensor) -> Tensor:
+        """Return ``blocks`` (float32) as the element format is to see them: times ``into``.
+
+        In a poisoned tile that is the one positive NaN everywhere: the sign of a product with NaN differs by processor.
+        """
+        if not self.back:
+            return blocks
+        into = of_sign(self.into, blocks, self.by_sign)
+        return torch.where(into.isnan(), float("nan"), blocks * into)
+
+    def apply(self, values: Tensor) -> Tensor:
+        """Multiply ``values`` (blocks, float32) back, in place."""
+        for factor in self.back:
+            values = values.mul_(of_sign(factor, values, self.by_sign))
+        return values
+
+
+class ScaleRule(ABC):
+    """Turns tile maxima into scales for one element format."""
+
+    @abstractmethod
+    def scale(self, amax: Tensor, element: Format) -> Scale:
+        """Return the scales for ``amax`` (float32, non-negative, any shape that broadcasts to the blocks)."""
+
+    @abstractmethod
+    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
+        """Return `Scale.back` from what was stored."""
+
+    def extent(self, blocks: Tensor, inside: tuple[int, ...]) -> Tensor:
+        """Return what `scale` takes: the largest magnitude of each tile, over the axes ``inside`` (kept, of size 1)."""
+        return blocks.abs().amax(inside, keepdim=True)
+
+    @property
+    @abstractmethod
+    def bits(self) -> int:
+        """Bits stored per tile."""
+
+    def total_bits(self, tiles: int) -> int:
+        """Bits stored for a tensor of so many tiles."""
+        return tiles * self.bits + self.tensor_bits
+
+    @property
+    def tensor_bits(self) -> int:
+        """Bits stored once per tensor."""
+        return 0
+
+    @property
+    def by_sign(self) -> bool:
+        """Whether values below 0 have a scale of their own (`Scale.by_sign`)."""
+        return False
+
+    @property
+    def in_order(self) -> bool:
+        """Whether what is stored depends on which tile is the how-manieth, so that no rows can be cut out."""
+        return False
+
+    @property
+    def needs_amax(self) -> bool:
+        """Whether the data decide the scale at all."""
+        return True
+
+    @property
+    def delayed(self) -> Delayed | None:
+        """The history that replaces the current amax, or None."""
+        return None
