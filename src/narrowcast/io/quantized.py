@@ -5,14 +5,14 @@ at a time, so that a model need never be in memory as a whole.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from narrowcast.errors import InputError
-from narrowcast.quantize import Cast, QTensor
-from narrowcast.transforms import Hadamard
+from narrowcast.quantize import Cast, QTensor, cast
+from narrowcast.transforms import Hadamard, transform
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,21 @@ class LayerSpec:
         codes = rows * -(-columns * self.weight.format.bits // 8)
         scales = self.weight.scale.total_bits(self.weight.tile.count((rows, columns)))
         return self.count * (codes + -(-scales // 8))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, casts as their spellings; `from_json` reads them back."""
+        row = {f.name: getattr(self, f.name) for f in fields(self)}
+        texts = {key: None if row[key] is None else str(row[key]) for key in ("weight", "activation", "transform")}
+        return {**row, **texts, "shape": list(self.shape), "stored": list(self.stored)}
+
+    @staticmethod
+    def from_json(row: dict[str, Any]) -> "LayerSpec":
+        """Return the spec that `to_json` wrote; InputError for casts that do not parse, KeyError for missing fields."""
+        values = {f.name: row[f.name] for f in fields(LayerSpec)}
+        casts = {key: None if row[key] is None else cast(row[key]) for key in ("weight", "activation")}
+        turn = {"transform": None if row["transform"] is None else transform(row["transform"])}
+        shapes = {"shape": (int(row["shape"][0]), int(row["shape"][1])), "stored": tuple(row["stored"])}
+        return LayerSpec(**{**values, **casts, **turn, **shapes})
 
 
 @dataclass(frozen=True)

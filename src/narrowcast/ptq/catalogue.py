@@ -80,9 +80,15 @@ def recipes() -> dict[str, PtqRecipe]:
 
 
 def recipe(name: str | PtqRecipe) -> PtqRecipe:
-    """Return the recipe called ``name``; InputError with the nearest names."""
+    """Return the recipe called ``name``; InputError with the nearest names.
+
+    A spelling of a cast (``int4/1x64/fp32``) is a recipe too: all weights by that cast, rounded to nearest, and inputs
+    left wide.
+    """
     if isinstance(name, PtqRecipe):
         return name
+    if "/" in name:
+        return PtqRecipe(name, f"weights as {name}, rounded to nearest", "a cast, by its spelling", Scheme(cast(name)))
     if name not in _RECIPES:
         raise InputError(f"unknown post-training recipe {name!r}{nearest(name, _RECIPES)}")
     return _RECIPES[name]

@@ -1,0 +1,83 @@
+"""narrowcast's own layout: any cast, any transform, as `QTensor` holds them.
+
+A weight ``P`` becomes ``P.codes`` (uint8, packed as `formats.packing` says), ``P.scales`` (as the scale format stores
+them), ``P.tensor_scale`` (float32, where there is a second level) and ``P.input_amax`` (float32, where the input's
+scale is static). The experts of a fused weight are stacked on a first axis. config.json lists every layer under its scheme.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from narrowcast.errors import InputError
+from narrowcast.io.quantized import LayerSpec, QuantizedLayer
+from narrowcast.quantize import QTensor
+
+METHOD = "narrowcast"
+VERSION = 1
+_PARTS = ("codes", "scales", "tensor_scale", "input_amax")
+
+
+class Native:
+    """The layout that holds everything."""
+
+    name = METHOD
+
+    def refusal(self, spec: LayerSpec) -> str:
+        """Return an empty string: nothing is refused."""
+        return ""
+
+    def tensors(self, layer: QuantizedLayer) -> dict[str, Tensor]:
+        """Return codes, scales and what else is stored of ``layer``."""
+        name, first = layer.spec.name, layer.matrices[0]
+        found = {
+            f"{name}.codes": torch.stack([q.codes for q in layer.matrices]),
+            f"{name}.scales": torch.stack([q.scales for q in layer.matrices]),
+        }
+        if first.tensor_scale is not None:
+            scales = [q.tensor_scale.reshape(()) for q in layer.matrices if q.tensor_scale is not None]
+            found[f"{name}.tensor_scale"] = torch.stack(scales)
+        if layer.spec.static and layer.input_amax is not None:
+            found[f"{name}.input_amax"] = torch.tensor(layer.input_amax)
+        return {key: value.cpu().contiguous() for key, value in found.items()}
+
+    def config(self, specs: Sequence[LayerSpec], wide: Sequence[str]) -> dict[str, Any]:
+        """Return the quantization_config: every layer with its casts."""
+        return {"quant_method": METHOD, "version": VERSION, "layers": [spec.to_json() for spec in specs]}
+
+
+def specs_from_config(settings: Mapping[str, Any], what: str) -> list[LayerSpec]:
+    """Return the layers that a config.json in this layout lists; InputError where it is another one's, or newer."""
+    config = settings.get("quantization_config")
+    method = config.get("quant_method") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or method != METHOD:
+        raise InputError(f"model {what}: its quant_method is {method!r}, expected {METHOD!r}")
+    if config.get("version") != VERSION:
+        raise InputError(f"model {what}: layout version {config.get('version')}, expected {VERSION}; update narrowcast")
+    try:
+        return [LayerSpec.from_json(row) for row in config["layers"]]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"model {what}: its quantization_config lacks {error}; copy it again") from None
+
+
+def stored_names(spec: LayerSpec) -> list[str]:
+    """Return the names that tensors of ``spec`` may have."""
+    return [f"{spec.name}.{part}" for part in _PARTS]
+
+
+def restore(spec: LayerSpec, tensors: Mapping[str, Tensor]) -> QuantizedLayer:
+    """Return the layer of ``spec`` from its stored ``tensors``; InputError where one is missing."""
+    parts = [tensors.get(name) for name in stored_names(spec)]
+    codes, scales, whole, amax = parts
+    if codes is None or scales is None or (spec.weight.scale.tensor_bits and whole is None):
+        raise InputError(f"weight {spec.name}: its codes or scales are missing; copy the model again")
+    padded = spec.weight.padded_shape(spec.shape, spec.name)
+    matrices = tuple(
+        QTensor(
+            codes[i], scales[i], None if whole is None else whole[i], spec.weight, spec.shape, padded, torch.float32
+        )
+        for i in range(spec.count)
+    )
+    return QuantizedLayer(spec, matrices, None if amax is None else float(amax))

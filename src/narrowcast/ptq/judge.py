@@ -1,0 +1,57 @@
+"""What a language model lost: its predictions before and after, on the same tokens."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Two models on one text.
+
+    Attributes:
+        tokens: tokens that were predicted.
+        before, after: mean loss in nats per token.
+        divergence: mean KL divergence of the predictions, nats.
+        agreement: share of tokens whose likeliest successor is the same.
+    """
+
+    tokens: int
+    before: float
+    after: float
+    divergence: float
+    agreement: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+class Judge:
+    """Takes in the outputs of two models, batch by batch."""
+
+    def __init__(self) -> None:
+        self._sums = [0.0] * 5
+        self._silent = False
+
+    def add(self, tokens: Tensor, before: Any, after: Any) -> None:
+        """Take in one batch: token ids ``[batch, length]`` and what both models answer (with ``logits``)."""
+        logits = [getattr(output, "logits", None) for output in (before, after)]
+        if any(x is None or x.shape[:2] != tokens.shape for x in logits) or tokens.shape[1] < 2:
+            self._silent = True  # no language model
+            return
+        p, q = (torch.log_softmax(x[:, :-1].float(), -1).flatten(0, 1) for x in logits if x is not None)
+        target = tokens[:, 1:].flatten().to(p.device)
+        losses = [float(F.nll_loss(x, target, reduction="sum")) for x in (p, q)]
+        divergence, same = (p.exp() * (p - q)).sum(), (p.argmax(-1) == q.argmax(-1)).sum()
+        found = (float(target.numel()), *losses, float(divergence), float(same))
+        self._sums = [total + value for total, value in zip(self._sums, found, strict=True)]
+
+    @property
+    def result(self) -> Judgement | None:
+        """What was found; None without a batch, or where the models are no language models."""
+        tokens, *sums = self._sums
+        return None if self._silent or not tokens else Judgement(int(tokens), *(s / tokens for s in sums))

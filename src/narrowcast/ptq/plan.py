@@ -1,0 +1,232 @@
+"""What would become of a model, before any work: from its config and the headers of its files alone."""
+
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from narrowcast.analysis.roofline import Gpu
+from narrowcast.analysis.serving import Speed, kernel, kind_of, narrow_product, served, wide_product
+from narrowcast.errors import InputError
+from narrowcast.io.hollow import HollowModel
+from narrowcast.io.quantized import LayerSpec, Layout
+from narrowcast.nn.convert import KEEP_WIDE
+from narrowcast.ptq.blocks import find_blocks
+from narrowcast.ptq.part import specs_of
+from narrowcast.ptq.recipe import PtqRecipe
+from narrowcast.ptq.targets import find_targets
+
+_ESCAPES = 0.05  # share of the bytes meant to shrink that may stay as they are
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter.
+
+    Attributes:
+        name, kind, shape: of the parameter.
+        became: ``narrow`` or ``wide``.
+        why: why it stays wide; or what is special about it.
+        before, after: bytes in the checkpoint and in the result, scales counted.
+        cast: of the weight and, where it is narrowed, of its input.
+        kernel: what multiplies it on the GPU, empty where nothing does.
+        group: the first of the weights that it shares its input with, where there are several.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    became: str
+    why: str
+    before: int
+    after: int
+    cast: str = ""
+    kernel: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would become of a model.
+
+    Attributes:
+        recipe: name of the recipe.
+        rows: every parameter.
+        specs: the narrow ones, as the pipeline will make them.
+        gpu: name of the GPU.
+        before, after: predicted speed of the model as it is (16 bits) and quantized.
+        block_bytes: largest block as float32: what is in memory at a time.
+        notes: what else there is to know.
+    """
+
+    recipe: str
+    rows: tuple[Row, ...]
+    specs: tuple[LayerSpec, ...]
+    gpu: str
+    before: Speed
+    after: Speed
+    block_bytes: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bytes_before(self) -> int:
+        """Bytes of all parameters in the checkpoint."""
+        return sum(row.before for row in self.rows)
+
+    @property
+    def bytes_after(self) -> int:
+        """Bytes of all parameters in the result, scales counted."""
+        return sum(row.after for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        speeds = {"before": asdict(self.before), "after": asdict(self.after), "gpu": self.gpu}
+        return {
+            "recipe": self.recipe,
+            "rows": [{**asdict(row), "shape": list(row.shape)} for row in self.rows],
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "block_bytes": self.block_bytes,
+            "speed": speeds,
+            "notes": list(self.notes),
+        }
+
+
+def make_plan(source: HollowModel, recipe: PtqRecipe, layout: Layout, on: Gpu) -> Plan:
+    """Return the plan; nothing but headers has been read.
+
+    Raises InputError where nothing is to be narrowed, a tile or a rotation does not divide a matrix, the layout cannot
+    hold a layer, or more than 5 % of the bytes that the recipe means to shrink would not shrink.
+    """
+    targets, kept = find_targets(source.model, recipe.keep_wide)
+    specs = specs_of(targets, recipe)
+    for spec in specs:
+        _check(spec, layout)
+    sizes = Counter(spec.group for spec in specs)
+    rows = {spec.name: _narrow_row(source, spec, sizes[spec.group] > 1) for spec in specs}
+    for one in kept:
+        name = source.places.canonical(one.name) or one.name
+        tied = one.name != name
+        size = 0 if tied or one.why.startswith("tied to") else source.stored_bytes(name)
+        multiplies = "embed" not in one.name and len(one.shape) == 2 and one.kind != "Embedding"
+        why = f"{one.why}; stored once, as {name}" if tied else one.why
+        runs = kernel("wide") if multiplies else ""
+        rows[one.name] = Row(one.name, one.kind, one.shape, "wide", why, size, size, kernel=runs)
+    for name, parameter in source.places.names.items():
+        if name not in rows:
+            size = source.stored_bytes(name)
+            rows[name] = Row(name, "vector", tuple(parameter.shape), "wide", "a vector, no matrix", size, size)
+    place = {name: number for number, name in enumerate(source.places.names)}
+    ordered = tuple(sorted(rows.values(), key=lambda r: place[source.places.canonical(r.name) or r.name]))
+    _check_bytes(ordered)
+    active = _active(source.settings)
+    wide = [wide_product((row.shape[0], row.shape[1])) for row in ordered if row.kernel and row.became == "wide"]
+    met = [min(active or s.count, s.count) for s in specs]
+    narrow = [
+        narrow_product(s.shape, s.nbytes, s.weight, s.activation, s.count, m) for s, m in zip(specs, met, strict=True)
+    ]
+    unquantized = [wide_product(s.shape, s.count, m) for s, m in zip(specs, met, strict=True)]
+    return Plan(
+        recipe.name, ordered, tuple(specs), on.name, served([*unquantized, *wide], on), served([*narrow, *wide], on),
+        _block_bytes(source), tuple(_notes(source, recipe, specs)),
+    )  # fmt: skip
+
+
+def _check(spec: LayerSpec, layout: Layout) -> None:
+    rows, columns = spec.shape
+    what = f"weight {spec.name} of shape {rows} x {columns}"
+    if spec.transform is not None and columns % spec.transform.size:
+        raise InputError(
+            f"{what}: its K = {columns} is no multiple of the rotation's {spec.transform.size}; "
+            f"leave it wide with --keep-wide '{_pattern(spec.module)}' or take a recipe without a rotation"
+        )
+    for which, one, shape in (("cast", spec.weight, spec.shape), ("input cast", spec.activation, (1, columns))):
+        if one is not None:
+            try:
+                one.padded_shape(shape, what)
+            except InputError as error:
+                raise InputError(f"{error} ({which} {one})") from None
+    refusal = layout.refusal(spec)
+    if refusal:
+        raise InputError(f"{what}: layout {layout.name} cannot hold it: {refusal}; take --layout narrowcast")
+
+
+def _pattern(module: str) -> str:
+    return f"*{module.rpartition('.')[2]}"
+
+
+def _narrow_row(source: HollowModel, spec: LayerSpec, tied: bool) -> Row:
+    before = source.stored_bytes(spec.name)
+    casts = f"{spec.weight}" + (f", input {spec.activation}" if spec.activation else "")
+    padded = spec.weight.padded_shape(spec.shape, spec.name)
+    notes = [f"{spec.count} experts, each with scales of its own"] if spec.kind == "experts" else []
+    notes += [f"padded to {padded[0]} x {padded[1]}: the tile does not divide it"] if padded != spec.shape else []
+    return Row(
+        spec.name, spec.kind, spec.stored, "narrow", "; ".join(notes), before, spec.nbytes, casts,
+        kernel(kind_of(spec.weight, spec.activation)),
+        spec.group if tied else "",
+    )  # fmt: skip
+
+
+def _check_bytes(rows: tuple[Row, ...]) -> None:
+    """Refuse where weights that nobody asked to keep stay as large as they are."""
+    meant = [row for row in rows if row.became == "narrow" or _escaped(row)]
+    total = sum(row.before for row in meant)
+    stuck = [row for row in meant if row.after >= row.before]
+    share = sum(row.before for row in stuck) / max(total, 1)
+    if share > _ESCAPES:
+        largest = max(stuck, key=lambda row: row.before)
+        why = largest.why or f"as {largest.cast} it takes {largest.after:,} bytes instead of {largest.before:,}"
+        raise InputError(
+            f"{100 * share:.0f} % of the bytes meant to shrink would not, first {largest.name} ({why}); allowed are "
+            f"{100 * _ESCAPES:.0f} %: take another recipe, or leave it wide on purpose with --keep-wide"
+        )
+
+
+def _escaped(row: Row) -> bool:
+    return row.became == "wide" and "holds no matrix of a kind that is known" in row.why
+
+
+def _active(settings: dict[str, Any]) -> int | None:
+    found = next((settings[key] for key in _EXPERTS_PER_TOKEN if isinstance(settings.get(key), int)), None)
+    return None if found is None else int(found)
+
+
+def _block_bytes(source: HollowModel) -> int:
+    """Return the float32 bytes of the largest block."""
+    _, blocks = find_blocks(source.model)
+    return max(4 * sum(p.numel() for p in block.parameters()) for block in blocks)
+
+
+def _notes(source: HollowModel, recipe: PtqRecipe, specs: list[LayerSpec]) -> list[str]:
+    names = [name for name, _ in source.model.named_modules()]
+    notes = []
+    for pattern in recipe.keep_wide:
+        regular = re.compile(pattern.replace(".", r"\.").replace("*", ".*"))
+        if pattern in KEEP_WIDE and not any(regular.fullmatch(name) for name in names):
+            notes.append(f"the rule {pattern!r} (stay wide) matches nothing in this model")
+    if not source.known:
+        kind = source.settings.get("model_type")
+        notes.append(
+            f"model_type {kind!r} is unknown to transformers: every two-axis tensor called 'weight' counts as a linear "
+            f"layer ({len(specs)} are), unless its name says embedding; nothing can be run, so nothing is calibrated"
+        )
+    return notes
+
+
+def folded(plan: Plan) -> Plan:
+    """Return the plan with like rows of the blocks folded into one, its number a star and its bytes summed."""
+    merged: dict[tuple[object, ...], Row] = {}
+    counts: Counter[tuple[object, ...]] = Counter()
+    for row in plan.rows:
+        name = re.sub(r"\.\d+\.", ".*.", row.name)
+        key = (name, row.kind, row.shape, row.became, row.why.split(" ")[0], row.cast)
+        counts[key] += 1
+        old = merged.get(key)
+        group = re.sub(r"\.\d+\.", ".*.", row.group)
+        before, after = (row.before, row.after) if old is None else (old.before + row.before, old.after + row.after)
+        merged[key] = replace(row, name=name, group=group, before=before, after=after)
+    rows = tuple(replace(row, name=f"{row.name} (x{counts[key]})" if counts[key] > 1 else row.name)
+                 for key, row in merged.items())  # fmt: skip
+    return replace(plan, rows=rows)
