@@ -21,6 +21,7 @@ from narrowcast.errors import InputError, NarrowcastError, nearest, require_torc
 VERBS = {
     "compare": "The main job: one model, one corpus, many recipes, side by side.",
     "train": "Train one model under one recipe, resumable.",
+    "quantize": "Quantize a trained model folder, with a before/after report.",
     "evaluate": "Perplexity of a run or a model folder.",
     "formats": "List, show and compare number formats.",
     "recipes": "List and show recipes, each with its paper.",

@@ -1,8 +1,8 @@
 """narrowcast's own layout: any cast, any transform, as `QTensor` holds them.
 
 A weight ``P`` becomes ``P.codes`` (uint8, packed as `formats.packing` says), ``P.scales`` (as the scale format stores
-them), ``P.tensor_scale`` (float32, where there is a second level) and ``P.input_amax`` (float32, where the input's
-scale is static). The experts of a fused weight are stacked on a first axis. config.json lists every layer under its scheme.
+them), ``P.tensor_scale`` (float32, where there is a second level) and ``P.input_amax`` (float32, where the scale of
+the input is static). The experts of a fused weight are stacked on a first axis. config.json lists all layers.
 """
 
 from collections.abc import Mapping, Sequence

@@ -98,11 +98,15 @@ class _Recorded(Exception):  # noqa: N818 - no error: enough has been seen
 
 def _call(args: Any, kwargs: Any, keep: bool) -> Call:
     hidden = _hidden(args, kwargs)
-    rest = tuple(args[1:])
-    kept = {k: None if type(v).__name__.endswith("Cache") else v for k, v in kwargs.items()}  # a cache would grow
-    kept.pop("hidden_states", None)
+    rest = tuple(map(_without_cache, args[1:]))
+    kept = {k: _without_cache(v) for k, v in kwargs.items() if k != "hidden_states"}
     first = hidden if keep else hidden.new_empty(0)
     return Call(first.detach(), rest, kept, hidden.dim())
+
+
+def _without_cache(value: Any) -> Any:
+    """Return ``value``, or None for a cache of keys and values: it would grow with every run of the block."""
+    return None if type(value).__name__.endswith("Cache") else value
 
 
 def _hidden(args: Any, kwargs: Any) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.models.generate import drawn, write
 from narrowcast.workloads import derived_seed, encode, load_corpus
 
 _LOGITS = 1 << 27  # bytes of float32 logits that one batch may make, as far as its size decides
@@ -133,27 +134,14 @@ def from_model(config: CalibrationConfig, model: nn.Module) -> Calibration:
     length, total = reach(model, config.length), config.samples + config.held
     draws = torch.Generator().manual_seed(derived_seed(config.seed, "calibration", "self") % 2**63)
     rows: list[list[int]] = []
-    size = batch_size(model, length)
+    size, begin = batch_size(model, length), begin_token(model)
     while len(rows) < total:
-        rows += _written(model, min(size, total - len(rows)), length, draws).tolist()
+        count = min(size, total - len(rows))
+        random_token = torch.randint(_vocabulary(model), (count, 1), generator=draws)
+        first = torch.full((count, 1), begin[0]) if begin else random_token
+        rows += write(model, first, length, drawn(draws)).tolist()
     batches = _batches(rows[: config.samples], model, length)
     return Calibration(batches, _batches(rows[config.samples :], model, length), "text that the model wrote itself")
-
-
-@torch.no_grad()
-def _written(model: nn.Module, rows: int, length: int, draws: torch.Generator) -> Tensor:
-    vocab, begin = _vocabulary(model), begin_token(model)
-    first = torch.randint(vocab, (rows, 1), generator=draws)
-    ids = torch.full((rows, 1), begin[0]) if begin else first
-    device = next(model.parameters()).device
-    cache, last = None, ids
-    while ids.shape[1] < length:
-        out = model(input_ids=last.to(device), past_key_values=cache, use_cache=True)
-        cache = out.past_key_values
-        shares = torch.softmax(out.logits[:, -1].float().cpu(), -1)
-        last = torch.multinomial(shares, 1, generator=draws)
-        ids = torch.cat([ids, last], 1)
-    return ids
 
 
 def _batches(rows: list[list[int]], model: nn.Module, length: int) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from narrowcast.analysis.roofline import H100, Gpu
-from narrowcast.errors import InputError, NarrowcastError
+from narrowcast.errors import InputError, NarrowcastError, nearest
 from narrowcast.io.hollow import HollowModel, open_hollow
 from narrowcast.io.native import Native
 from narrowcast.io.provenance import versions
@@ -18,11 +18,14 @@ from narrowcast.ptq import memory
 from narrowcast.ptq.calibration import Calibration, CalibrationConfig, from_batches, from_model, from_text
 from narrowcast.ptq.catalogue import recipe as recipe_of
 from narrowcast.ptq.judge import Judgement
-from narrowcast.ptq.plan import Plan, make_plan
+from narrowcast.ptq.load import load_quantized
+from narrowcast.ptq.plan import Plan, folded, make_plan
 from narrowcast.ptq.recipe import PtqRecipe
+from narrowcast.ptq.samples import beginnings, continued, side_by_side
 from narrowcast.ptq.staging import Staging, check_out, layer_specs, plain
 from narrowcast.ptq.stream import Piece, Streamer
 
+LAYOUTS: dict[str, type[Layout]] = {"narrowcast": Native}
 #: called with (steps done, steps in all, what is being done); a step is a part of the model, or its check
 OnStep = Callable[[int, int, str], None]
 Json = dict[str, Any]
@@ -59,6 +62,13 @@ class QuantizeConfig:
         return replace(found, keep_wide=(*found.keep_wide, *self.keep_wide))
 
 
+def layout_of(name: str) -> Layout:
+    """Return the layout called ``name``; InputError with the nearest names."""
+    if name not in LAYOUTS:
+        raise InputError(f"unknown layout {name!r}{nearest(name, LAYOUTS)}")
+    return LAYOUTS[name]()
+
+
 def plan_folder(config: QuantizeConfig) -> Plan:
     """Return what would become of the model, from its config and headers alone."""
     return make_plan(open_hollow(config.model), config.chosen, config.layout, config.gpu)
@@ -71,12 +81,14 @@ def quantize_folder(
     resume: bool = False,
     overwrite: bool = False,
     on_step: OnStep = lambda *done: None,
+    on_report: Callable[[Json, Path], object] = lambda report, folder: None,
     command: str = "",
 ) -> Json:
     """Quantize the model into the new folder ``out`` and return the report, which is also ``out/report.json``.
 
     The work is done in a hidden folder beside ``out``, which takes its place when everything is there. A run that was
-    killed goes on with ``resume`` behind its last finished block, to the same bits.
+    killed goes on with ``resume`` behind its last finished block, to the same bits. ``on_report`` may add files to the
+    folder before that, such as a page of the report.
 
     Raises InputError for bad input; then there is no ``out`` and nothing is left behind, but for finished blocks where
     only the disk was full.
@@ -103,8 +115,10 @@ def quantize_folder(
             "seconds": time.perf_counter() - begin,
             "memory": _memory(source, streamer, rest),
         }
-        config_json = _config_json(config, source, records)
-        staging.finish(config.model, config_json, records, report)
+        staging.complete(config.model, _config_json(config, source, records), records)
+        report |= _samples(source, staging, data)
+        on_report(report, staging.folder)
+        staging.publish(report)
     except NarrowcastError as error:
         if "cannot write" in str(error):
             raise InputError(f"{error}; what is finished is kept, go on with --resume") from None
@@ -204,6 +218,21 @@ def _config_json(config: QuantizeConfig, source: HollowModel, records: list[Json
     return {**source.settings, "quantization_config": config.layout.config(specs, wide)}
 
 
+def _samples(source: HollowModel, staging: Staging, data: Calibration) -> Json:
+    """Return what the model wrote before and writes now, or why that is not shown."""
+    prompts = beginnings(data.held)
+    why = _cannot_write(source) if source.known else "the architecture cannot be run"
+    if source.tokenizer is None or not prompts or why:
+        return {"samples": [], "no_samples": f"No samples: {why or 'there is no text, or no tokenizer'}."}
+    original = open_hollow(source.folder)  # the modules of ``source`` narrow their inputs by now
+    original.load_buffers()
+    original.load(original.names())
+    before = continued(original.model, prompts, source.tokenizer)
+    del original
+    after = continued(load_quantized(staging.folder)[0], prompts, source.tokenizer)
+    return {"samples": side_by_side(prompts, before, after, source.tokenizer)}
+
+
 def _memory(source: HollowModel, streamer: Streamer, rest: int) -> Json:
     """Return what was held at most: weights and hidden states counted here, the whole process by the system."""
     return {
@@ -238,7 +267,7 @@ def _report(
             "held_tokens": sum(b.numel() for b in streamer.data.held),
             "seed": config.calibration.seed,
         },
-        "plan": plan.to_json(),
+        "plan": {**plan.to_json(), "folded": folded(plan).to_json()["rows"]},
         "bytes_before": plan.bytes_before,
         "bytes_after": after,
         "judgement": judgement.to_json() if judgement else None,

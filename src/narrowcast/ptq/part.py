@@ -46,10 +46,13 @@ def quantize_part(model: nn.Module, members: list[Target], recipe: PtqRecipe, ru
     parameters = dict(model.named_parameters())
     modules = dict(model.named_modules())
     part = Part(silent=_silent(groups, seen))
-    for group in groups:
+    notes: dict[str, str] = {}
+    for group in groups:  # all of them first: a factor may go into the rows of a matrix of an earlier group
         facts = seen.get((group.name, 0))
-        note = balance(group, facts, recipe, parameters) if facts is not None and facts.rows else ""
-        part.narrowed += narrow(group, lambda t, i, g=group: _facts(seen, g, t, i), recipe, note)  # type: ignore[misc]
+        if facts is not None and facts.rows:
+            notes[group.name] = balance(group, facts, recipe, parameters)
+    for group in groups:
+        part.narrowed += narrow(group, lambda t, i, g=group: _facts(seen, g, t, i), recipe, notes.get(group.name, ""))  # type: ignore[misc]
     scheme = recipe.scheme
     wanted = scheme.static or (scheme.activation is not None and scheme.activation.scale.tensor_bits > 0)
     peaks = _peaks(groups, recipe, runs) if wanted else {}

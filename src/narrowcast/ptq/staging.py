@@ -28,6 +28,8 @@ _COPIED = {".json", ".txt", ".model", ".jinja", ".md", ".tiktoken", ""}  # token
 _NOT_COPIED = {"config.json", "model.safetensors.index.json", "report.json"}
 _LARGEST_COPIED = 1 << 26
 
+_MODE = 0o644  # safetensors writes files that only their owner can read
+
 
 @dataclass(frozen=True)
 class Staging:
@@ -95,8 +97,8 @@ class Staging:
         """Return the name of the file of a part, as `transformers` names shards."""
         return "model.safetensors" if self.parts == 1 else f"model-{number + 1:05d}-of-{self.parts:05d}.safetensors"
 
-    def finish(self, source: Path, config: Json, records: list[Json], report: Json) -> None:
-        """Write what else belongs to a model folder, drop what only the run needed, and put it in its place."""
+    def complete(self, source: Path, config: Json, records: list[Json]) -> None:
+        """Write what else belongs to a model folder: index, config, tokenizer."""
         if self.parts > 1:
             places = {name: record["file"] for record in records for name in record["tensors"]}
             total = sum(size for record in records for size in record["tensors"].values())
@@ -106,6 +108,9 @@ class Staging:
             if _belongs(path):
                 write_atomic(self.folder / path.name, path.read_bytes())
         write_atomic(self.folder / "config.json", json.dumps(config, indent=1).encode())
+
+    def publish(self, report: Json) -> None:
+        """Write the report, drop what only the run needed, and put the folder in its place."""
         write_atomic(self.folder / "report.json", json.dumps(report, indent=1, allow_nan=False).encode())
         for path in (*self.folder.glob("part-*.json"), *self.folder.glob("state-*.safetensors")):
             path.unlink()
@@ -170,6 +175,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write a safetensors file atomically and return its checksum."""
     with replacing(path) as part:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, {"format": "pt"})
+        part.chmod(_MODE)
         return sha256(part)
 
 
