@@ -52,6 +52,7 @@ ORDER = [
     "compare",
     "studies",
     "cli",
+    "__main__",
     "models",
     "metrics",
     "workloads",

@@ -99,7 +99,7 @@ def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_process_returns_the_status() -> None:
-    command = [sys.executable, "-c", "from narrowcast.cli import main; main()"]
+    command = [sys.executable, "-m", "narrowcast"]
     done = subprocess.run([*command, "recipes", "nope"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
