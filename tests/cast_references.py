@@ -45,6 +45,8 @@ def shared_exponent(rule: str, amax: float, largest: float, precision: int) -> i
         case "even":  # round amax half up to the element's precision, then floor
             step = Fraction(2) ** (floor - precision)
             return floor_log2(math.floor(exact / step + Fraction(1, 2)) * step) - top
+        case "three-quarters":
+            return floor + (exact / Fraction(2) ** floor >= Fraction(7, 4)) - top
         case "nearest":
             return floor + ((exact / Fraction(2) ** floor) ** 2 >= 2) - top
     raise AssertionError(rule)
@@ -90,9 +92,48 @@ def two_level_scale(amax: float, whole: float, fmt, scale_format) -> tuple[list[
     return [block, decode], min(f32(1 / product), FLOAT32_MAX) if product else FLOAT32_MAX
 
 
+EPSILON = {"fp32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10}
+
+
+def divided_scale(amax: float, fmt, carrier: str, format_of):
+    """(factors back, function that divides): amax / half the range, all in the carrier; its epsilon in place of 0."""
+    if not math.isfinite(amax):
+        return [math.nan], lambda v: math.nan
+    scale = carried(carried(amax, carrier, format_of) / half_range(fmt), carrier, format_of) or EPSILON[carrier]
+    return [scale], lambda v: carried(v / scale, carrier, format_of)
+
+
+def half_range(fmt) -> float:
+    """Half the distance between the largest and the smallest value."""
+    values = fmt.values() if fmt.bits <= 8 else None
+    return fmt.max if values is None else (float(values[-1]) - float(values[0])) / 2
+
+
+def carried(x: float, carrier: str, format_of) -> float:
+    """The carrier's number nearest to ``x``, by way of float32 as 16-bit arithmetic goes."""
+    return f32(x) if carrier == "fp32" else round_one(format_of(carrier), f32(x), "nearest-even")
+
+
+def divided_two_level_scale(amax: float, whole: float, fmt, scale_format, carrier: str, format_of):
+    """NVFP4 as compressed-tensors computes it."""
+    if not (math.isfinite(amax) and math.isfinite(whole)):
+        return [math.nan], lambda v: math.nan
+    multiplier = f32(fmt.max * scale_format.max / max(whole, 2.0**-126))
+    multiplier = multiplier if math.isfinite(multiplier) else 1.0
+    inner = carried(carried(amax, carrier, format_of) / fmt.max, carrier, format_of)
+    block = round_one(scale_format, f32(inner * multiplier), "nearest-even") or 0.125
+    scale = f32(block / multiplier)
+    return [scale], lambda v: f32(v / scale)
+
+
 def tile_scale(spelling: str, amax: float, whole: float, fmt, format_of) -> tuple[list[float], float]:
     """The scale of one tile, by the scale token of a cast's spelling; ``format_of`` looks up a scale format."""
     base, _, rule = spelling.partition("-")
+    if base == "divide":
+        return divided_scale(amax, fmt, rule, format_of)
+    if "+divide" in spelling:
+        name, _, carrier = spelling.partition("+divide-")
+        return divided_two_level_scale(amax, whole, fmt, format_of(name), carrier, format_of)
     if base == "fp32":
         return wide_scale(amax, fmt, int(rule.removeprefix("headroom") or 0))
     if base == "e8m0":
@@ -142,7 +183,8 @@ def cast_matrix(x: list[list[float]], fmt, tile: str, scale: str, mode: str, dra
     for elements, (above, below) in zip(tiles, scales_of(scale, x, tiles, whole, fmt, format_of), strict=True):
         for r, c in elements:
             back, into = below if x[r][c] < 0 else above
-            value = round_one(fmt, f32(x[r][c] * into), mode, draws[r][c] if draws else 0)
+            entered = into(x[r][c]) if callable(into) else f32(x[r][c] * into)
+            value = round_one(fmt, entered, mode, draws[r][c] if draws else 0)
             for factor in back:
                 value = f32(value * factor)
             result[r][c] = value

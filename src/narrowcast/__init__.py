@@ -56,7 +56,13 @@ __all__ = [
 ]
 
 #: public names that are imported when they are first used: "module" or "module:name"
-_LATER = {"ptq": "narrowcast.ptq"}
+_LATER = {
+    "HFConfig": "narrowcast.ptq.huggingface:HFConfig",
+    "describe": "narrowcast.ptq.pretrained:describe",
+    "load": "narrowcast.ptq.pretrained:load",
+    "ptq": "narrowcast.ptq",
+    "save_pretrained": "narrowcast.io.pretrained:save_pretrained",
+}
 
 
 def __getattr__(name: str) -> Any:

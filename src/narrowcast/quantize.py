@@ -6,8 +6,8 @@ Spelling: ``format/tile/scale/rounding[/transform]``, e.g. ``e2m1fn/1x32/e8m0/st
 may be left out (nearest-even, no transform); a bare format means no scaling at all (``bfloat16``). Presets are names
 for such spellings.
 
-The arithmetic, the same everywhere: the source as float32, times `Scale.into` (float32), rounded once to the format;
-back: the value times each factor of `Scale.back` in turn, in float32.
+The arithmetic, the same everywhere: the source as float32, times `Scale.into` (float32; the rules of `scaling.divided`
+divide instead), rounded once to the format; back: the value times each factor of `Scale.back` in turn, in float32.
 """
 
 from collections.abc import Callable
@@ -238,7 +238,7 @@ class Settled:
     def round(self, x: Tensor, into: Tensor, back: tuple[Tensor, ...]) -> Tensor:
         """Return what values become under the matching slices of `factors`: any columns, any rows."""
         source = float32_of(x)
-        values = self.cast.format.round(source * self._of_sign(into, source), self.cast.rounding)
+        values = self.cast.format.round(self.scale.times(source, self._of_sign(into, source)), self.cast.rounding)
         for factor in back:
             values = values.mul_(self._of_sign(factor, values))
         return values

@@ -11,7 +11,7 @@ from narrowcast.formats import Stream, roundings
 from narrowcast.formats import format as format_
 from narrowcast.quantize import PRESETS, QTensor, cast
 from narrowcast.recipes import recipes
-from narrowcast.scaling import Delayed, Narrow
+from narrowcast.scaling import Delayed, Divided, Narrow
 
 FROM_RECIPES = {
     str(c)
@@ -34,6 +34,9 @@ UNUSUAL = [
     "e4m3fn/row/fp32-headroom3/stochastic", "e2m1fn/1x32/float16-signs", "int4/8x16/e8m0-signs", "nf4/row/fp32-signs",
     "e4m3fn/tensor/fp32-signs/stochastic", "nf4/1x64/dynamic8+fp32x256-mean", "e2m1fn/1x16/e4m3fn+fp32x16",
     "int4/4x32/int8+fp32x7-mean/up",
+    "e4m3fn/1x32/e8m0-three-quarters", "int8_full/row/divide-fp32",
+    "e4m3fn/row/divide-bfloat16", "int4_full/1x32/divide-float16", "e2m1fn/1x16/e4m3fn+divide-fp32",
+    "e2m1fn/1x16/e4m3fn+divide-bfloat16", "e4m3fn/tensor/divide-fp32/stochastic", "nf4/row/divide-bfloat16-signs",
 ]  # fmt: skip
 TABLE = sorted({str(cast(s)) for s in [*PRESETS, *UNUSUAL]} | FROM_RECIPES)
 every_cast = pytest.mark.parametrize("spelling", TABLE)
@@ -119,7 +122,7 @@ def test_a_value_that_is_not_finite_poisons_its_tile_and_no_other(spelling, bad)
     marker[17, 70] = 1
     touched = torch.zeros_like(blocks) + c.tile.blocks(c.tile.padded(marker))[0].amax(inside, keepdim=True)
     touched = touched.view(c.tile.padded(marker).shape)[:ROWS, :COLS] > 0
-    if "+fp32" in spelling:
+    if c.scale.tensor_bits:
         touched = torch.ones_like(touched)  # the tensor's own scale is poisoned
     assert torch.equal(result.isnan(), touched)
     assert torch.equal(decoded.isnan(), touched)
@@ -128,8 +131,8 @@ def test_a_value_that_is_not_finite_poisons_its_tile_and_no_other(spelling, bad)
 @every_cast
 def test_powers_of_two_pass_through_power_of_two_and_float32_scales(spelling):
     c = cast(spelling)
-    if not (str(c.scale).startswith(("e8m0", "fp32")) or "+fp32" in spelling):
-        assert str(c.scale) == "one" or isinstance(getattr(c.scale, "rule", c.scale), Narrow)
+    if not (str(c.scale).startswith(("e8m0", "fp32", "divide-fp32")) or c.scale.tensor_bits):
+        assert str(c.scale) == "one" or isinstance(getattr(c.scale, "rule", c.scale), Narrow | Divided)
         return  # without a scale, or with one whose grid is bounded, size matters
     x = source()
     assert not first_difference(apply(spelling, x * 2.0**9), apply(spelling, x) * 2.0**9, x)
@@ -173,10 +176,8 @@ def test_empty_tensors(spelling, shape):
 def test_rows_do_not_see_each_other(spelling):
     """The tiles of a row need nothing of the other rows, so a shard of rows is cast as in the whole tensor."""
     c, x = cast(spelling), source()
-    if c.random or "+fp32" in spelling:
-        two_level = "+fp32" in spelling
-        assert c.random or two_level  # draws are numbered over the whole tensor; so is its scale
-        return
+    if c.random or c.scale.tensor_bits:
+        return  # draws are numbered over the whole tensor; so is its scale
     whole = apply(spelling, x)
     assert not first_difference(torch.cat([apply(spelling, x[:5]), apply(spelling, x[5:])]), whole, x)
 

@@ -24,7 +24,7 @@ from narrowcast.errors import InputError
 from narrowcast.formats import format as format_
 from narrowcast.scaling import Delayed, Narrow, One, PowerOfTwo, TwoLevel, Wide, advance, scale_rule
 
-RULES = ["floor", "ceil", "ceil-exponent", "even", "nearest", "four-thirds"]
+RULES = ["floor", "ceil", "ceil-exponent", "even", "nearest", "three-quarters", "four-thirds"]
 ELEMENTS = ["e2m1fn", "e2m3fn", "e3m2fn", "e4m3fn", "e5m2", "e3m0fn", "int4", "int8", "q1.6", "float16", "bfloat16"]
 SATURATING = [e for e in ELEMENTS if e not in ("float16", "bfloat16")]
 SPELLINGS = ["fp32", *(f"e8m0-{r}" for r in RULES), "e4m3fn", "ue5m3", "e5m2", "bfloat16", "float16"]
@@ -75,6 +75,7 @@ def test_what_each_rule_promises(amax, element):
     assert top / 2 < scaled["ceil-exponent"] <= top
     assert 0.75 * top <= scaled["four-thirds"] < 1.5 * top
     assert top / math.sqrt(2) * (1 - 2.0**-22) <= scaled["nearest"] < math.sqrt(2) * top
+    assert 0.875 * top <= scaled["three-quarters"] < 1.75 * top
     assert scaled["even"] <= 2 * top * (1 - 2.0 ** -(fmt.precision + 2))
 
 

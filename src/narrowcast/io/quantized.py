@@ -101,7 +101,9 @@ class QuantizedLayer:
 class Layout(Protocol):
     """A convention of quantized checkpoints."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Its name, as `save_pretrained` takes it."""
 
     def refusal(self, spec: LayerSpec) -> str:
         """Return why the layout cannot hold such a layer, or an empty string."""

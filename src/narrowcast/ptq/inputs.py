@@ -1,11 +1,13 @@
 """The activation side of a quantized model: what a module's input is rotated and rounded to before its product."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from narrowcast.quantize import Cast
+from narrowcast.scaling import DividedTwoLevel
 from narrowcast.transforms import Hadamard
 
 
@@ -15,7 +17,8 @@ class InputCast(nn.Module):
     Attributes:
         cast: what the input is rounded to, or None.
         transform: rotation of K before, or None.
-        amax: buffer, 0-d: the magnitude that a static scale is made for; NaN where the scale is dynamic.
+        amax: buffer, 0-d: the magnitude that a static scale is made for; NaN where the scale is dynamic. Under two
+            levels it fixes the second one, and the cast says so.
     """
 
     amax: Tensor
@@ -25,13 +28,15 @@ class InputCast(nn.Module):
         self.cast, self.transform = cast, transform
         self.static = amax is not None
         self.register_buffer("amax", torch.tensor(float("nan")) if amax is None else amax.detach().float())
+        if cast is not None and amax is not None and isinstance(cast.scale, DividedTwoLevel):
+            self.cast = replace(cast, scale=cast.scale.made_for(float(amax), cast.format))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the product sees."""
         flat = x.reshape(-1, x.shape[-1]).float()
         if self.transform is not None:
             flat = self.transform.forward(flat)
-        if self.cast is not None and self.static:
+        if self.cast is not None and self.static and self.cast.tile.is_tensor:
             whole = self.amax.expand(1, 1)
             flat = self.cast.settle(whole).apply_to(flat)
         elif self.cast is not None:

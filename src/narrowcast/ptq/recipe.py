@@ -8,6 +8,7 @@ from narrowcast.ptq.adaround import Learned
 from narrowcast.ptq.gptq import Solver
 from narrowcast.ptq.search import AbsMax, Search
 from narrowcast.quantize import Cast
+from narrowcast.scaling import DividedTwoLevel
 from narrowcast.transforms import Hadamard
 
 
@@ -19,7 +20,8 @@ class Scheme:
         weight: cast of the weight, along the contraction axis.
         activation: cast of the input, made anew for each input; or None to leave it wide.
         transform: rotation of the contraction axis of both, so that it cancels; or None. Weights are rotated once.
-        static: the input's scale comes from the calibration and stays (a cast with one scale per tensor).
+        static: the input's scale of the whole tensor comes from the calibration and stays: the only one, or the second
+            level above those of the tiles.
     """
 
     weight: Cast
@@ -33,8 +35,12 @@ class Scheme:
                 raise InputError(f"scheme: cast {cast} has a transform of its own; give it as the scheme's transform")
         if self.transform is not None and self.transform.signs == "fresh":
             raise InputError("scheme: a rotation of stored weights cannot draw fresh signs; use none or fixed")
-        if self.static and (self.activation is None or not self.activation.tile.is_tensor):
-            raise InputError("scheme: a static scale is one per tensor; expected an activation cast with tile 'tensor'")
+        cast = self.activation
+        if self.static and (cast is None or not (cast.tile.is_tensor or isinstance(cast.scale, DividedTwoLevel))):
+            raise InputError(
+                "scheme: a static scale is one per tensor; expected an activation cast with tile 'tensor', or a second "
+                "level that can be fixed (e4m3fn+divide-fp32)"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Floor 1: which elements share a scale, and how the scale comes about."""
 
 from narrowcast.scaling.by_sign import BySign
+from narrowcast.scaling.divided import Divided, DividedTwoLevel
 from narrowcast.scaling.double import Double
 from narrowcast.scaling.history import Delayed, advance
 from narrowcast.scaling.parse import scale_rule
@@ -13,6 +14,8 @@ __all__ = [
     "TENSOR",
     "BySign",
     "Delayed",
+    "Divided",
+    "DividedTwoLevel",
     "Double",
     "Narrow",
     "One",

@@ -7,7 +7,7 @@ multiplies it back. A side without values has the scale 1.
 Source: Zhang et al. 2023, "AFPQ: Asymmetric Floating Point Quantization for LLMs", section 3.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class BySign(ScaleRule):
         """Return pairs of scales; a value that is not finite poisons both sides."""
         finite = amax.isfinite().all(-1, keepdim=True)
         one = self.rule.scale(torch.where(finite, amax, float("nan")), element)
-        return Scale(one.stored, one.back, one.into, by_sign=True)
+        return replace(one, by_sign=True)
 
     def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
         """Decode both sides."""

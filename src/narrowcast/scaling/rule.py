@@ -25,9 +25,10 @@ class Scale:
     Attributes:
         stored: what a checkpoint keeps, one per tile: codes of the scale format, or float32 itself.
         back: factors, applied in this order, that multiply a value to get back; broadcast against the blocks.
-        into: the one factor that multiplies the source before rounding.
-        tensor: the second level, float32, or None.
+        into: the one factor that multiplies the source before rounding; float64 where the rule divides.
+        tensor: the second level, float32 (float64 where the rule divides), or None.
         by_sign: whether the last axis of all of them holds a pair: for values from 0 up, and for those below.
+        quotient: dtype that a product with a float64 ``into`` is rounded to before the element format sees it.
     """
 
     stored: Tensor
@@ -35,10 +36,17 @@ class Scale:
     into: Tensor
     tensor: Tensor | None = None
     by_sign: bool = False
+    quotient: torch.dtype = torch.float32
 
     def scaled(self, blocks: Tensor) -> Tensor:
         """Return ``blocks`` times ``into``: what is rounded."""
-        return blocks * of_sign(self.into, blocks, self.by_sign)
+        return self.times(blocks, of_sign(self.into, blocks, self.by_sign))
+
+    def times(self, x: Tensor, into: Tensor) -> Tensor:
+        """Return ``x`` (float32) times the part of ``into`` that fits it, as float32."""
+        if into.dtype != torch.float64:
+            return x * into
+        return (x.double() * into).to(self.quotient).float()
 
     def enter(self, blocks: Tensor) -> Tensor:
         """Return ``blocks`` (float32) as the element format is to see them: times ``into``.
@@ -48,7 +56,7 @@ class Scale:
         if not self.back:
             return blocks
         into = of_sign(self.into, blocks, self.by_sign)
-        return torch.where(into.isnan(), float("nan"), blocks * into)
+        return torch.where(into.isnan(), float("nan"), self.times(blocks, into))
 
     def apply(self, values: Tensor) -> Tensor:
         """Multiply ``values`` (blocks, float32) back, in place."""

@@ -41,7 +41,7 @@ def divided(dividend: Tensor | float, divisor: Tensor | float) -> Tensor:
     return torch.full_like(divisor, dividend) / divisor
 
 
-def _poisoned(scale: Tensor, amax: Tensor) -> Tensor:
+def poisoned(scale: Tensor, amax: Tensor) -> Tensor:
     """Return ``scale`` with NaN where ``amax`` is not finite."""
     return torch.where(amax.isfinite(), scale, float("nan"))
 
@@ -95,7 +95,7 @@ class Wide(ScaleRule):
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return float32 scales."""
         scale = divided(amax, element.max / 2.0**self.headroom).clamp(SMALLEST, FLOAT32_MAX)
-        scale = _poisoned(torch.where(amax == 0, 1.0, scale), amax)
+        scale = poisoned(torch.where(amax == 0, 1.0, scale), amax)
         return Scale(scale, (scale,), scale.reciprocal())
 
     def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
@@ -143,9 +143,15 @@ def _ceil_exponent(amax: Tensor, element: Format) -> Tensor:
 
 
 def _even(amax: Tensor, element: Format) -> Tensor:
-    """Floor after rounding amax half up to the element's mantissa (torchao's EVEN, compressed-tensors)."""
+    """Floor after rounding amax half up to the element's mantissa (torchao's EVEN)."""
     half = (1 << (FLOAT32_MANTISSA - element.precision)) >> 1
     return ((amax.view(torch.int32) + half) >> FLOAT32_MANTISSA) - FLOAT32_BIAS - element.top_exponent
+
+
+def _three_quarters(amax: Tensor, element: Format) -> Tensor:
+    """Up from 1.75 times a power of two on, whatever the element (compressed-tensors' MX scales)."""
+    exponent, mantissa = _exponent_and_mantissa(amax)
+    return exponent + (mantissa >= 0x600000).int() - element.top_exponent
 
 
 def _nearest(amax: Tensor, element: Format) -> Tensor:
@@ -159,7 +165,8 @@ class PowerOfTwo(ScaleRule):
     """An e8m0 scale, by a named rule.
 
     Tools that say "MXFP4" disagree here, so the rule has a name: ``floor`` (OCP), ``ceil`` (NVIDIA), ``ceil-exponent``,
-    ``even`` (torchao, compressed-tensors), ``nearest``, and ``four-thirds``: floor, with 4/3 as a constant multiplier
+    ``even`` (torchao), ``nearest``, ``three-quarters`` (compressed-tensors; for E2M1 the same as ``even``), and
+    ``four-thirds``: floor, with 4/3 as a constant multiplier
     beside the stored power of two, so that nothing saturates (3/4 of the range [2**emax, 2**(emax+1)) fits any element
     whose maximum is 1.5 * 2**emax or more; Tseng et al. 2025, "Training LLMs with MXFP4").
     """
@@ -204,6 +211,7 @@ _EXPONENTS: dict[str, Callable[[Tensor, Format], Tensor]] = {
     "ceil-exponent": _ceil_exponent,
     "even": _even,
     "nearest": _nearest,
+    "three-quarters": _three_quarters,
     "four-thirds": _floor,
 }
 
@@ -218,7 +226,7 @@ class Narrow(ScaleRule):
         """Return codes of the scale format; a scale that rounds to 0 flushes its tile."""
         exact = divided(amax, element.max).clamp_max(self.format.max)
         value = self.format.round(torch.where(amax == 0, 1.0, exact))
-        value = _poisoned(value, amax)
+        value = poisoned(value, amax)
         return Scale(self.format.encode(value), (value,), value.reciprocal().clamp_max(FLOAT32_MAX))
 
     def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
@@ -254,10 +262,10 @@ class TwoLevel(ScaleRule):
         """Return block codes and the tensor's scale; a block far below the tensor's maximum flushes to zero."""
         whole = amax.amax() if amax.numel() else amax.sum()
         encode = divided(min(element.max * self.format.max, FLOAT32_MAX), whole).clamp_max(FLOAT32_MAX)
-        encode = _poisoned(torch.where(whole == 0, 1.0, encode), whole)
+        encode = poisoned(torch.where(whole == 0, 1.0, encode), whole)
         decode = encode.reciprocal()
         exact = (amax * (encode * torch.tensor(1 / element.max))).clamp_max(self.format.max)
-        block = _poisoned(self.format.round(exact), amax)
+        block = poisoned(self.format.round(exact), amax)
         into = (block * decode).reciprocal().clamp_max(FLOAT32_MAX)
         return Scale(self.format.encode(block), (block, decode), into, tensor=decode)
 

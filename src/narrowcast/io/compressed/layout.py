@@ -1,0 +1,158 @@
+"""The compressed-tensors layout: what `transformers` and vLLM load as it is (export-reference, sections 1, 2, 5).
+
+Loaders differ in two places. The inputs of fused experts are narrowed by vLLM, and stay wide in `transformers`. Where a
+layer's input has two axes (OPT's MLP, the poolers of encoders), `transformers` takes one dynamic scale for all of it,
+vLLM and we one per token.
+
+Tied groups (q, k, v; gate, up) need one global scale under NVFP4: a pipeline quantizes them stacked, so their
+`QTensor`s share it, and their inputs' amax is one.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from narrowcast.errors import InputError
+from narrowcast.io.compressed.args import CARRIER, input_args, served_input, weight_args
+from narrowcast.io.compressed.args import refusal as refused_cast
+from narrowcast.io.compressed.formats import FORMATS, name_of
+from narrowcast.io.naming import Naming
+from narrowcast.io.quantized import LayerSpec, QuantizedLayer
+from narrowcast.scaling import DividedTwoLevel
+
+METHOD = "compressed-tensors"
+KV_SCHEME = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
+_INSTEAD = "; layout 'narrowcast' can hold it"
+_FP8_MAX = 448.0
+
+
+@dataclass(frozen=True)
+class CompressedTensors:
+    """compressed-tensors, for a model of ``dtype``.
+
+    Attributes:
+        dtype: of the wide tensors and of plain scales: float32, bfloat16 or float16.
+        naming: how the checkpoint names what the model names otherwise.
+        kv: largest magnitudes of the cached keys (after their rotary embedding) and values, by attention module; FP8.
+    """
+
+    dtype: torch.dtype = torch.bfloat16
+    naming: Naming = field(default_factory=Naming)
+    kv: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in CARRIER:
+            known = ", ".join(map(str, CARRIER))
+            raise InputError(f"layout {METHOD}: models of {self.dtype} are not loaded; expected {known}")
+
+    @property
+    def name(self) -> str:
+        """Name of the layout."""
+        return METHOD
+
+    def refusal(self, spec: LayerSpec) -> str:
+        """Return why the layout cannot hold such a layer, or an empty string."""
+        why = self._refusal(spec)
+        return f"{spec.name}: {why}{_INSTEAD}" if why else ""
+
+    def _refusal(self, spec: LayerSpec) -> str:
+        if spec.kind not in ("Linear", "experts"):
+            return f"{spec.kind} layers are not known there; keep it wide"
+        if spec.transform is not None:
+            return f"its input is rotated ({spec.transform}), which loaders would not do"
+        if why := refused_cast(spec.weight, spec.activation, spec.static):
+            return why
+        for what, cast in (("weight", spec.weight), ("input", spec.activation)):
+            if cast is not None and cast.tile.rows == 1 and cast.tile.cols and spec.shape[1] % cast.tile.cols:
+                return f"{what} tiles of {cast.tile} do not divide its K = {spec.shape[1]}"
+        chosen = FORMATS[self._format(spec)]
+        if self.dtype not in chosen.dtypes:
+            return (
+                f"loaders decode {chosen.name} to bfloat16, which a model of {self.dtype} cannot use; make it bfloat16"
+            )
+        if spec.kind == "experts" and spec.activation is not None and chosen.name == "nvfp4-pack-quantized":
+            return "fused experts share no calibrated input scale"
+        return ""
+
+    def tensors(self, layer: QuantizedLayer) -> dict[str, Tensor]:
+        """Return what is stored for ``layer``, by full tensor name."""
+        spec = layer.spec
+        write = FORMATS[self._format(spec)].write
+        found: dict[str, Tensor] = {}
+        for piece in self.naming.of(spec):
+            q = layer.matrices[piece.matrix]
+            whole = (piece.start, piece.stop) == (0, spec.shape[0])
+            parts = write(q if whole else q.rows(piece.start, piece.stop), self.dtype) | self._input(layer)
+            found |= {f"{piece.module}.{suffix}": tensor for suffix, tensor in parts.items()}
+        return found
+
+    def kv_tensors(self) -> dict[str, Tensor]:
+        """Return the scales of cached keys and values, by full tensor name."""
+        found = {}
+        for module, (keys, values) in self.kv.items():
+            for part, amax in (("k", keys), ("v", values)):
+                found[f"{self.naming.module(module)}.{part}_scale"] = self._divided(amax, _FP8_MAX)
+        return found
+
+    def config(self, specs: Sequence[LayerSpec], wide: Sequence[str]) -> dict[str, Any]:
+        """Return config.json's ``quantization_config``: ``specs`` are narrow, the modules named in ``wide`` are not."""
+        alike: dict[str, list[LayerSpec]] = {}
+        for spec in specs:
+            alike.setdefault(json.dumps(self._scheme(spec)), []).append(spec)
+        groups, formats = {}, set()
+        for number, (text, members) in enumerate(alike.items()):
+            scheme = json.loads(text)
+            formats.add(scheme["format"])
+            names = [piece.module for spec in members for piece in self.naming.of(spec)]
+            groups[f"group_{number}"] = {"targets": ["Linear"] if len(alike) == 1 else names, **scheme}
+        return {
+            "quant_method": METHOD,
+            "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+            "quantization_status": "compressed",
+            "config_groups": groups,
+            "ignore": self._ignored(specs, wide),
+            "kv_cache_scheme": KV_SCHEME if self.kv else None,
+            "global_compression_ratio": None,
+        }
+
+    def notes(self, specs: Sequence[LayerSpec]) -> list[str]:
+        """Return what loaders do otherwise than the model in memory."""
+        found = []
+        if any(spec.kind == "experts" and spec.activation is not None for spec in specs):
+            found.append("the inputs of fused experts stay wide in transformers; vLLM narrows them")
+        if self.kv:
+            found.append("cached keys and values stay wide in transformers 5.24; vLLM rounds them where it is told to")
+        return found
+
+    def _ignored(self, specs: Sequence[LayerSpec], wide: Sequence[str]) -> list[str]:
+        narrow = {name for s in specs for name in (s.module, *(p.module for p in self.naming.of(s)))}
+        both = [name for module in wide for name in (module, self.naming.module(module))]
+        return [name for name in dict.fromkeys((*both, "lm_head")) if name not in narrow]
+
+    def _scheme(self, spec: LayerSpec) -> dict[str, Any]:
+        inputs = input_args(spec.activation, spec.static) if spec.activation is not None else None
+        scheme = {"weights": weight_args(spec.weight), "input_activations": inputs, "output_activations": None}
+        return {**scheme, "format": self._format(spec)}
+
+    def _format(self, spec: LayerSpec) -> str:
+        inputs = input_args(spec.activation, spec.static) if spec.activation is not None else None
+        return name_of(weight_args(spec.weight), inputs)
+
+    def _input(self, layer: QuantizedLayer) -> dict[str, Tensor]:
+        """Return the calibrated scale of the layer's input, where it has one."""
+        spec = layer.spec
+        if spec.activation is None or not spec.static:
+            return {}
+        if layer.input_amax is None:
+            raise InputError(f"{spec.name}: no calibration row met it, so its input has no scale; keep it wide")
+        rule, amax = served_input(spec.activation, self.dtype).scale, torch.tensor([layer.input_amax])
+        if isinstance(rule, DividedTwoLevel):
+            return {"input_global_scale": rule.multiplier(amax, spec.activation.format)}
+        return {"input_scale": rule.scale(amax, spec.activation.format).stored.to(self.dtype)}
+
+    def _divided(self, amax: float, top: float) -> Tensor:
+        return torch.tensor([amax], dtype=self.dtype) / torch.tensor(top, dtype=self.dtype)

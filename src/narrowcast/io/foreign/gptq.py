@@ -1,0 +1,72 @@
+"""GPTQ's layout (AutoGPTQ, GPTQModel): codes packed along K, zero points along N.
+
+Tensors of a module: ``qweight`` int32 ``[K * bits / 32, N]``, ``qzeros`` int32 ``[G, N * bits / 32]``, ``scales``
+``[G, N]``, and ``g_idx`` int32 ``[K]``, the group of each column. ``w[n, k] = scales[g, n] * (q[k, n] - zero[g, n])``.
+Version 1 (``checkpoint_format`` ``gptq``, or none) stores every zero point less one; version 2 (``gptq_v2``) as it is.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from narrowcast.errors import InputError
+from narrowcast.formats import format
+from narrowcast.formats.packing import pack
+from narrowcast.io.compressed.words import from_words
+from narrowcast.io.foreign.reader import Reader, ReadWeight, shaped
+from narrowcast.quantize import Cast, QTensor
+from narrowcast.scaling import ROW, Narrow, Tile, Wide
+
+_BITS = (2, 3, 4, 8)
+
+
+def open_gptq(config: dict[str, Any], names: frozenset[str]) -> Reader | None:
+    """Return how to read a GPTQ checkpoint, or None where it is none."""
+    if config.get("quant_method") not in ("gptq", "gptqmodel"):
+        return None
+    bits, version = int(config.get("bits", 4)), config.get("checkpoint_format", "gptq")
+    if bits not in _BITS or version not in ("gptq", "gptq_v2"):
+        raise InputError(
+            f"GPTQ checkpoint of {bits} bits in format {version!r}: expected {_BITS} bits in gptq or gptq_v2"
+        )
+    size = int(config.get("group_size", -1))
+    groups = f"in groups of {size}" if size > 0 else "per row"
+    formats = f"int{bits} {groups}, zero points {'stored less one' if version == 'gptq' else 'as they are'}"
+    formats += ", columns in activation order" if config.get("desc_act") else ""
+    layout = "GPTQ v1" if version == "gptq" else "GPTQ v2"
+    read = partial(_read, bits=bits, add=int(version == "gptq"))
+    return Reader(layout, formats, ("qweight", "qzeros", "scales", "g_idx"), ("qweight", "qzeros", "scales"), read)
+
+
+def _read(module: str, parts: dict[str, Tensor], bits: int, add: int) -> ReadWeight:
+    qweight, scales = parts["qweight"], parts["scales"]
+    rows, columns = int(qweight.shape[1]), int(qweight.shape[0]) * 32 // bits
+    groups = int(scales.shape[0])
+    shaped(scales, (groups, rows), f"{module}.scales")
+    codes = from_words(qweight.mT.contiguous(), bits, columns)  # [N, K]
+    zeros = ((from_words(parts["qzeros"], bits, rows) + add) & ((1 << bits) - 1)).mT  # [N, G]
+    if columns % groups:
+        raise InputError(f"{module}: {groups} groups do not divide its K = {columns}")
+    plain = torch.arange(columns) // (columns // groups)
+    index = parts["g_idx"].long() if "g_idx" in parts else plain
+    shaped(index, (columns,), f"{module}.g_idx")
+    if bool((zeros == 1 << (bits - 1)).all()) and torch.equal(index, plain):
+        return ReadWeight(symmetric(codes, scales.mT, bits))
+    difference = (codes - zeros[:, index]).float()
+    return ReadWeight(dense=difference * scales.float().mT[:, index])
+
+
+def symmetric(codes: Tensor, scales: Tensor, bits: int) -> QTensor:
+    """Return the weight of offset-binary codes ``[N, K]`` whose zero is the middle, under scales ``[N, G]``."""
+    rows, columns = (int(n) for n in codes.shape)
+    groups = int(scales.shape[1])
+    rule = Wide() if scales.dtype == torch.float32 else Narrow(format(str(scales.dtype).removeprefix("torch.")))  # type: ignore[arg-type]
+    tile = ROW if groups == 1 else Tile(1, columns // groups)
+    stored = scales.float().contiguous()
+    stored = stored if isinstance(rule, Wide) else rule.format.encode(stored)
+    stored = stored.view(rows, groups, *([1] if groups > 1 else []))
+    cast = Cast(format(f"int{bits}_full"), tile, rule)
+    shape = (rows, columns)
+    return QTensor(pack(codes.int() ^ (1 << (bits - 1)), bits), stored, None, cast, shape, shape, scales.dtype)

@@ -1,0 +1,203 @@
+"""Saving a model that was quantized in memory, as a folder that `transformers` and vLLM load as it is."""
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from narrowcast.errors import InputError, nearest
+from narrowcast.io.compressed import CompressedTensors
+from narrowcast.io.files import cannot_write
+from narrowcast.io.naming import naming_of, reverted
+from narrowcast.io.quantized import LayerSpec, Layout, QuantizedLayer, remembered
+
+LAYOUTS = ("compressed-tensors",)
+_ROUTERS = ("Router", "Gating", "Gate")  # classes of routers that serving tools treat as linear layers
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        layout: its name.
+        layers: how many weights are narrow.
+        bytes: of all tensors.
+        notes: what loaders do otherwise than the model in memory.
+    """
+
+    folder: Path
+    layout: str
+    layers: int
+    bytes: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.folder}: {self.layout}, {self.layers} weights narrow, {self.bytes:,} bytes", *self.notes]
+        return "; ".join(lines)
+
+
+def save_pretrained(
+    model: nn.Module,
+    path: str | Path,
+    layout: str | Layout = "compressed-tensors",
+    tokenizer: Any = None,
+    kv: Mapping[str, tuple[float, float]] | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> Saved:
+    """Write a model that `ptq` quantized in place as a folder.
+
+    Args:
+        model: of `transformers`, quantized in memory; it is not changed.
+        path: the folder, which must not exist or be empty; it appears when it is complete.
+        layout: ``compressed-tensors``, which `transformers` and vLLM load, or ``narrowcast``, which holds every cast;
+            or a `Layout`.
+        tokenizer: anything with ``save_pretrained``, or None.
+        kv: largest magnitudes of cached keys and values by attention module, to be cached in FP8 by serving tools
+            (compressed-tensors only).
+        shard_bytes: most bytes of one file.
+
+    Raises InputError where the layout cannot express a layer (named, with the remedy), where the folder holds
+    something, and where it cannot be written.
+    """
+    layers = remembered(model)
+    specs = [layer.spec for layer in layers]
+    chosen = layout_for(model, specs, layout, kv)
+    refuse(chosen, specs)
+    target = Path(path)
+    _check_empty(target)
+    tensors = _tensors(model, layers, chosen)
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        total = write_shards(part, tensors, shard_bytes)
+        _write_config(model, part, chosen.config(specs, wide_modules(model, specs)))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+        if target.exists():
+            target.rmdir()
+        part.rename(target)
+    except OSError as error:
+        raise cannot_write(target, error) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    notes = chosen.notes(specs) if isinstance(chosen, CompressedTensors) else []
+    return Saved(target, chosen.name, len(layers), total, tuple(notes))
+
+
+def layout_for(
+    model: nn.Module, specs: list[LayerSpec], layout: str | Layout, kv: Mapping[str, tuple[float, float]] | None = None
+) -> Layout:
+    """Return the layout called ``layout``, ready for ``model`` (whose weights may be on the meta device)."""
+    if not isinstance(layout, str):
+        return layout
+    if layout not in LAYOUTS:
+        raise InputError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)}")
+    return CompressedTensors(_dtype(model), naming_of(model, specs), kv or {})
+
+
+def refuse(layout: Layout, specs: Iterable[LayerSpec]) -> None:
+    """Raise InputError naming the first layer that ``layout`` cannot hold."""
+    why = [text for text in map(layout.refusal, specs) if text]
+    if why:
+        more = f" ({len(why)} such layers)" if len(why) > 1 else ""
+        raise InputError(f"layout {layout.name}: {why[0]}{more}")
+
+
+def wide_modules(model: nn.Module, specs: Iterable[LayerSpec]) -> list[str]:
+    """Return the names of the linear layers (and routers) of ``model`` that stay wide."""
+    narrow = {spec.module for spec in specs}
+    return [
+        name
+        for name, module in model.named_modules()
+        if name not in narrow and (isinstance(module, nn.Linear) or type(module).__name__.endswith(_ROUTERS))
+    ]
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int) -> int:
+    """Write named tensors as safetensors files of at most ``limit`` bytes (or one tensor), and their index.
+
+    One shard is in memory at a time. Returns the bytes of all tensors.
+    """
+    files: list[list[str]] = []
+    batch: dict[str, Tensor] = {}
+    size = total = 0
+
+    def flush() -> None:
+        files.append(list(batch))
+        save_file(batch, folder / f"{len(files):05d}.safetensors", metadata={"format": "pt"})
+        batch.clear()
+
+    for name, tensor in tensors:
+        own = _own(tensor)
+        if batch and size + own.nbytes > limit:
+            flush()
+            size = 0
+        batch[name] = own
+        size, total = size + own.nbytes, total + own.nbytes
+    flush()
+    _name_shards(folder, files, total)
+    return total
+
+
+def _name_shards(folder: Path, files: list[list[str]], total: int) -> None:
+    if len(files) == 1:
+        (folder / "00001.safetensors").rename(folder / "model.safetensors")
+        return
+    places: dict[str, str] = {}
+    for number, names in enumerate(files, 1):
+        final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        (folder / f"{number:05d}.safetensors").rename(folder / final)
+        places |= dict.fromkeys(names, final)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Return a copy in memory of its own, as safetensors wants it: a scale may be shared by several weights."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _tensors(model: nn.Module, layers: tuple[QuantizedLayer, ...], layout: Layout) -> Iterator[tuple[str, Tensor]]:
+    for layer in layers:
+        yield from layout.tensors(layer).items()
+    if isinstance(layout, CompressedTensors):
+        yield from layout.kv_tensors().items()
+    narrow = {layer.spec.name for layer in layers}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name not in narrow and name not in tied and ".input_cast." not in f".{name}"
+    }
+    yield from reverted(model, state).items()
+
+
+def _write_config(model: nn.Module, folder: Path, quantization: dict[str, Any]) -> None:
+    settings = json.loads(model.config.to_json_string(use_diff=True))  # type: ignore[union-attr, operator]
+    settings["architectures"] = [type(model).__name__]
+    settings["dtype"] = str(_dtype(model)).removeprefix("torch.")
+    settings["quantization_config"] = quantization
+    (folder / "config.json").write_text(json.dumps(settings, indent=2))
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(folder)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _check_empty(target: Path) -> None:
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists():
+        raise InputError(f"{target}: exists already; choose another folder, or remove it")

@@ -1,0 +1,90 @@
+"""Loading a quantized checkpoint of any known layout as a Hugging Face model that runs in narrowcast's casts."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from narrowcast.errors import InputError
+from narrowcast.io.foreign import Checkpoint, ReadWeight, open_checkpoint
+from narrowcast.io.naming import checkpoint_name
+from narrowcast.models.quiet import quiet
+from narrowcast.ptq.inputs import InputCast, attach
+
+
+def load(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
+    """Return the model in a folder, in evaluation mode: weights as their codes decode, inputs through their casts.
+
+    Args:
+        path: folder with config.json and safetensors, quantized in any layout that `describe` knows, or not at all.
+        dtype: of the model; None for what its config says.
+
+    The arithmetic is emulated. Weights are decoded in float32 and rounded to ``dtype``. The inputs of fused experts
+    stay wide, as in `transformers`.
+    Raises InputError for everything that is missing, truncated, foreign, or does not fit config.json.
+    """
+    checkpoint = open_checkpoint(Path(path))
+    state: dict[str, Tensor] = {}
+    casts: dict[str, ReadWeight] = {}
+    chosen = dtype or _dtype(checkpoint)
+    for name, weight in checkpoint.weights():
+        state[weight.parameter or f"{name}.weight"] = weight.values().to(chosen)
+        if weight.activation is not None or weight.transform is not None:
+            casts[weight.module or name] = ReadWeight(activation=weight.activation, transform=weight.transform)
+    for name in checkpoint.wide:
+        state[name] = checkpoint.stored[name].read()
+    model = _filled(checkpoint, state, chosen)
+    modules = _by_checkpoint_name(model) if casts else {}
+    for name, weight in casts.items():
+        if name in modules and not hasattr(modules[name], "input_cast"):
+            attach(modules[name], InputCast(weight.activation, weight.transform))
+    return model
+
+
+def _by_checkpoint_name(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules under their own names, and the linear ones also under those that the checkpoint has."""
+    found = dict(model.named_modules())
+    linear = {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
+    return found | {checkpoint_name(model, name): module for name, module in linear.items()}
+
+
+def describe(path: str | Path) -> str:
+    """Return one line on a model folder: layout, formats, groups, what stays wide. Only headers are read."""
+    return open_checkpoint(Path(path)).describe()
+
+
+def _dtype(checkpoint: Checkpoint) -> torch.dtype:
+    named = checkpoint.settings.get("dtype") or checkpoint.settings.get("torch_dtype") or "float32"
+    found = getattr(torch, str(named).removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"{checkpoint.folder / 'config.json'}: dtype {named!r}, expected float32, bfloat16 or float16")
+    return found
+
+
+def _filled(checkpoint: Checkpoint, state: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """Return the model that config.json describes, with the weights in ``state``."""
+    with quiet():
+        import transformers
+
+        settings = {k: v for k, v in checkpoint.settings.items() if k != "quantization_config"}
+        kind = settings.pop("model_type", None)
+        names = settings.get("architectures") or []
+        made: Any = getattr(transformers, names[0], None) if names else transformers.AutoModelForCausalLM
+        try:
+            config = transformers.AutoConfig.for_model(kind, **settings)
+            model, info = made.from_pretrained(
+                None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+            )
+        except Exception as error:  # each model class refuses its settings and weights in its own way
+            why = " ".join(str(error).split())[:200]
+            raise InputError(f"model {checkpoint.folder}: transformers makes no model of it ({why})") from None
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info.get(what):
+            first, count = sorted(map(str, info[what]))[0], len(info[what])
+            raise InputError(
+                f"model {checkpoint.folder}: the weights do not fit config.json: "
+                f"{what.removesuffix('_keys')} {first} ({count} such tensors)"
+            )
+    filled: nn.Module = model
+    return filled.eval()

@@ -1,0 +1,203 @@
+"""Quantized in memory, saved, loaded by `transformers` and by us: the same logits, bit for bit."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors
+import torch
+import transformers
+from tests.ptq.architectures import TABLE, built, tokens
+
+import narrowcast as nc
+from narrowcast.errors import InputError
+from narrowcast.models.quiet import quiet
+from narrowcast.ptq.catalogue import recipe
+from narrowcast.ptq.recipe import PtqRecipe, Scheme
+from narrowcast.ptq.served import served
+from narrowcast.quantize import cast
+
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+ARCHITECTURES = {a.name: a for a in TABLE}
+
+
+def scheme(weight: str, activation: str | None = None, static: bool = False) -> PtqRecipe:
+    return PtqRecipe("test", "", "", Scheme(cast(weight), cast(activation) if activation else None, static=static))
+
+
+SCHEMES = {
+    "fp8": scheme("e4m3fn/row/fp32", "e4m3fn/row/fp32"),
+    "fp8-static": scheme("e4m3fn/tensor/fp32", "e4m3fn/tensor/fp32", static=True),
+    "fp8-block": scheme("e4m3fn/32x32+pad/fp32", "e4m3fn/1x32+pad/fp32"),
+    "int8": scheme("int8/row/fp32", "int8/row/fp32"),
+    "int8-static": scheme("int8/row/fp32", "int8/tensor/fp32", static=True),
+    "w8a16": scheme("e4m3fn/row/fp32"),
+    "w4a16": scheme("int4/1x32+pad/fp32"),
+    "w3a16": scheme("int3/1x32+pad/fp32"),
+    "w4afp8": scheme("int4/1x32+pad/fp32", "e4m3fn/row/fp32"),
+    "nvfp4": scheme("e2m1fn/1x16+pad/e4m3fn+fp32", "e2m1fn/1x16+pad/e4m3fn+fp32"),
+    "nvfp4a16": scheme("e2m1fn/1x16+pad/e4m3fn+fp32"),
+    "mxfp4": scheme("e2m1fn/1x32+pad/e8m0", "e2m1fn/1x32+pad/e8m0"),
+    "mxfp8": scheme("e4m3fn/1x32+pad/e8m0", "e4m3fn/1x32+pad/e8m0"),
+}
+PLAIN = ("fp8", "fp8-static", "fp8-block", "int8", "int8-static", "w8a16", "w4a16", "w3a16", "w4afp8")
+BLOCK = ("nvfp4", "nvfp4a16", "mxfp4", "mxfp8")
+#: what every architecture is exported as; OPT, BERT and ViT have inputs of two axes (`io.compressed.layout`)
+CHOSEN = {
+    "qwen": ("int8", FP32), "mistral": ("nvfp4", BF16), "gemma": ("mxfp4", BF16), "phi": ("fp8-block", FP32),
+    "opt": ("fp8-static", FP32), "bert": ("w4a16", FP32), "vit": ("mxfp8", BF16), "mixtral": ("w4a16", BF16),
+}  # fmt: skip
+
+
+def quantized(name: str, chosen: PtqRecipe, dtype: torch.dtype) -> torch.nn.Module:
+    model = built(ARCHITECTURES[name])
+    for parameter in model.parameters():  # not buffers: rotary frequencies stay float32, as they do on loading
+        parameter.data = parameter.data.to(dtype)
+    nc.ptq.quantize_model(model, served(chosen, dtype), [inputs(name, s, dtype) for s in (0, 1)])
+    return model
+
+
+def inputs(name: str, seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    found = ARCHITECTURES[name].inputs(seed)
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in found.items()}
+
+
+def logits(model: torch.nn.Module, name: str, dtype: torch.dtype, **more) -> torch.Tensor:
+    with torch.no_grad(), quiet():
+        return model(**inputs(name, 99, dtype), **more).logits
+
+
+def theirs(path: Path, kind: type, **more) -> torch.nn.Module:
+    with quiet():
+        return getattr(transformers, kind.__name__).from_pretrained(path, **more)
+
+
+def check_same(name: str, chosen: PtqRecipe, dtype: torch.dtype, path: Path) -> None:
+    model = quantized(name, chosen, dtype)
+    expected = logits(model, name, dtype)
+    nc.save_pretrained(model, path)
+    assert torch.equal(logits(theirs(path, type(model)), name, dtype), expected)
+    assert torch.equal(logits(nc.load(path), name, dtype), expected)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "dtype"), [*((c, d) for c in PLAIN for d in (FP32, BF16)), *((c, BF16) for c in BLOCK)]
+)
+def test_every_layout_gives_the_same_logits(chosen, dtype, tmp_path):
+    check_same("llama", SCHEMES[chosen], dtype, tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_every_architecture_gives_the_same_logits(name, tmp_path):
+    chosen, dtype = CHOSEN[name]
+    check_same(name, SCHEMES[chosen], dtype, tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["w4a16-awq-g32", "nvfp4-gptq", "w8a8-int8"])
+def test_recipes_with_solvers_and_balance_survive(name, tmp_path):
+    chosen = recipe(name)
+    chosen = replace(chosen, search=replace(chosen.search, steps=4)) if hasattr(chosen.search, "steps") else chosen
+    check_same("llama", chosen, BF16, tmp_path / "model")
+
+
+def test_dense_weights_are_ours_to_bfloat16(tmp_path):
+    model = quantized("llama", SCHEMES["nvfp4"], BF16)
+    nc.save_pretrained(model, tmp_path / "model")
+    dense = theirs(
+        tmp_path / "model", type(model), quantization_config=transformers.CompressedTensorsConfig(dequantize=True)
+    )
+    values = dict(model.named_parameters())
+    assert all(torch.equal(p, values[n]) for n, p in dense.named_parameters())
+
+
+def test_scales_of_cached_keys_and_values_do_not_disturb_loading(tmp_path):
+    """vLLM reads them; compressed-tensors 0.20 looks for a cache under another name than transformers 5.24 gives it."""
+    model = quantized("llama", SCHEMES["fp8"], FP32)
+    kv = {f"model.layers.{i}.self_attn": (448.0, 7.0) for i in range(2)}
+    saved = nc.save_pretrained(model, tmp_path / "model", kv=kv)
+    assert "cached keys and values" in str(saved) and "keys and values e4m3fn" in nc.describe(tmp_path / "model")
+    with safetensors.safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as file:
+        names = [f"model.layers.1.self_attn.{part}_scale" for part in "kv"]
+        assert [file.get_tensor(n).tolist() for n in names] == [[1.0], [0.015625]]
+    expected = logits(model, "llama", FP32)
+    assert torch.equal(logits(theirs(tmp_path / "model", type(model)), "llama", FP32), expected)
+    assert torch.equal(logits(nc.load(tmp_path / "model"), "llama", FP32), expected)
+
+
+def test_tied_groups_share_their_scales(tmp_path):
+    nc.save_pretrained(quantized("llama", SCHEMES["nvfp4"], BF16), tmp_path / "model")
+    with safetensors.safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        for part in ("weight_global_scale", "input_global_scale"):
+            q, k, v = (file.get_tensor(f"model.layers.0.self_attn.{p}_proj.{part}") for p in "qkv")
+            gate, up = (file.get_tensor(f"model.layers.1.mlp.{p}_proj.{part}") for p in ("gate", "up"))
+            assert q == k == v and gate == up and q != gate
+
+
+def test_shards_and_their_index(tmp_path):
+    model = quantized("llama", SCHEMES["w4a16"], BF16)
+    saved = nc.save_pretrained(model, tmp_path / "model", shard_bytes=20_000)
+    files = sorted(p.name for p in (tmp_path / "model").glob("*.safetensors"))
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    assert len(files) > 2 and set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == saved.bytes
+    assert torch.equal(logits(theirs(tmp_path / "model", type(model)), "llama", BF16), logits(model, "llama", BF16))
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["dtype"] == "bfloat16" and config["quantization_config"]["ignore"] == ["lm_head"]
+
+
+def test_what_cannot_be_saved(tmp_path):
+    with pytest.raises(InputError, match=r"quantize it first"):
+        nc.save_pretrained(built(ARCHITECTURES["llama"]), tmp_path / "model")
+    with pytest.raises(InputError, match=r"c_attn\.weight: Conv1D layers .*8 such layers"):
+        nc.save_pretrained(quantized("gpt2", SCHEMES["w4a16"], FP32), tmp_path / "model")
+    with pytest.raises(InputError, match="loaders decode mxfp4-pack-quantized to bfloat16"):
+        nc.save_pretrained(quantized("llama", SCHEMES["mxfp4"], FP32), tmp_path / "model")
+    model = quantized("llama", SCHEMES["w4a16"], FP32)
+    with pytest.raises(InputError, match="unknown layout 'compressed'; nearest: compressed-tensors"):
+        nc.save_pretrained(model, tmp_path / "model", layout="compressed")
+    assert not (tmp_path / "model").exists()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        nc.save_pretrained(model, tmp_path / "model")
+
+
+def test_what_cannot_be_loaded(tmp_path):
+    folder = tmp_path / "model"
+    nc.save_pretrained(quantized("llama", SCHEMES["w4a16"], BF16), folder)
+    whole = (folder / "model.safetensors").read_bytes()
+
+    def refused(match: str) -> None:
+        with pytest.raises(InputError, match=match) as found:
+            nc.load(folder)
+        assert "\n" not in str(found.value)
+
+    with pytest.raises(InputError, match="no such folder"):
+        nc.load(tmp_path / "nothing")
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    refused("truncated or not safetensors")
+    (folder / "model.safetensors").write_bytes(b"PK\x03\x04" + whole)
+    refused("a zip archive, .* refused unread")
+    (folder / "model.safetensors").write_bytes(b"\x80\x02" + whole)
+    refused("a pickle, refused unread")
+    (folder / "model.safetensors").write_bytes(whole)
+    settings = json.loads((folder / "config.json").read_text())
+    other = settings | {"quantization_config": {"quant_method": "aqlm"}}
+    (folder / "config.json").write_text(json.dumps(other))
+    refused("quant_method 'aqlm' is no layout known here; known: ")
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "quantization_config"}))
+    refused(r"weight_packed holds codes \(torch.int32\) without scales")
+    (folder / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 3}))
+    refused("do not fit config.json: missing model.layers.2")
+    shutil.rmtree(folder)
+
+
+def test_an_unquantized_folder_loads_too(tmp_path):
+    model = built(ARCHITECTURES["llama"])
+    with quiet():
+        model.save_pretrained(tmp_path / "plain")
+    assert nc.describe(tmp_path / "plain").startswith("not quantized: 21 tensors wide (float32, ")
+    assert torch.equal(nc.load(tmp_path / "plain")(**tokens(5)).logits, model(**tokens(5)).logits)
