@@ -102,6 +102,21 @@ def test_recipes_with_solvers_and_balance_survive(name, tmp_path):
     check_same("llama", chosen, BF16, tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("name", "chosen", "dtype"),
+    [
+        ("llama", recipe("mxfp4-mr-gptq"), FP32), ("llama", SCHEMES["nvfp4"], BF16), ("gpt2", SCHEMES["w4a16"], FP32),
+        ("resnet", scheme("e3m4/1x32+pad/fp32"), FP32), ("mixtral", scheme("posit8_1/row/fp32-headroom22"), FP32),
+        ("vit", SCHEMES["int8-static"], BF16),
+    ],
+)  # fmt: skip
+def test_our_own_layout_holds_every_cast(name, chosen, dtype, tmp_path):
+    model = quantized(name, chosen, dtype)
+    nc.save_pretrained(model, tmp_path / "model", layout="narrowcast")
+    assert torch.equal(logits(nc.load(tmp_path / "model"), name, dtype), logits(model, name, dtype))
+    assert nc.describe(tmp_path / "model").startswith(f"narrowcast: {served(chosen, dtype).scheme.weight}, inputs ")
+
+
 def test_dense_weights_are_ours_to_bfloat16(tmp_path):
     model = quantized("llama", SCHEMES["nvfp4"], BF16)
     nc.save_pretrained(model, tmp_path / "model")

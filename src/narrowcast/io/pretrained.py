@@ -15,9 +15,10 @@ from narrowcast.errors import InputError, nearest
 from narrowcast.io.compressed import CompressedTensors
 from narrowcast.io.files import cannot_write
 from narrowcast.io.naming import naming_of, reverted
+from narrowcast.io.native import Native
 from narrowcast.io.quantized import LayerSpec, Layout, QuantizedLayer, remembered
 
-LAYOUTS = ("compressed-tensors",)
+LAYOUTS = ("compressed-tensors", "narrowcast")
 _ROUTERS = ("Router", "Gating", "Gate")  # classes of routers that serving tools treat as linear layers
 
 
@@ -101,6 +102,10 @@ def layout_for(
         return layout
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)}")
+    if layout == "narrowcast":
+        if kv:
+            raise InputError("layout narrowcast stores no scales of cached keys and values; use compressed-tensors")
+        return Native()
     return CompressedTensors(_dtype(model), naming_of(model, specs), kv or {})
 
 
@@ -169,8 +174,6 @@ def _own(tensor: Tensor) -> Tensor:
 def _tensors(model: nn.Module, layers: tuple[QuantizedLayer, ...], layout: Layout) -> Iterator[tuple[str, Tensor]]:
     for layer in layers:
         yield from layout.tensors(layer).items()
-    if isinstance(layout, CompressedTensors):
-        yield from layout.kv_tensors().items()
     narrow = {layer.spec.name for layer in layers}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     state = {
@@ -178,7 +181,10 @@ def _tensors(model: nn.Module, layers: tuple[QuantizedLayer, ...], layout: Layou
         for name, tensor in model.state_dict().items()
         if name not in narrow and name not in tied and ".input_cast." not in f".{name}"
     }
-    yield from reverted(model, state).items()
+    if isinstance(layout, CompressedTensors):  # for others to load, so under the names that they know
+        yield from layout.kv_tensors().items()
+        state = reverted(model, state)
+    yield from state.items()
 
 
 def _write_config(model: nn.Module, folder: Path, quantization: dict[str, Any]) -> None:

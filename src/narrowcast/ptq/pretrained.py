@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
-from narrowcast.io.foreign import Checkpoint, ReadWeight, open_checkpoint
+from narrowcast.io.foreign import Checkpoint, open_checkpoint
 from narrowcast.io.naming import checkpoint_name
+from narrowcast.io.native import METHOD
 from narrowcast.models.quiet import quiet
 from narrowcast.ptq.inputs import InputCast, attach
+from narrowcast.ptq.load import load_quantized
+from narrowcast.quantize import Cast
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
@@ -25,21 +28,31 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
     Raises InputError for everything that is missing, truncated, foreign, or does not fit config.json.
     """
     checkpoint = open_checkpoint(Path(path))
+    if checkpoint.reader is not None and checkpoint.reader.layout == METHOD:
+        return _native(checkpoint, dtype or _dtype(checkpoint))
     state: dict[str, Tensor] = {}
-    casts: dict[str, ReadWeight] = {}
+    casts: dict[str, Cast] = {}
     chosen = dtype or _dtype(checkpoint)
     for name, weight in checkpoint.weights():
         state[weight.parameter or f"{name}.weight"] = weight.values().to(chosen)
-        if weight.activation is not None or weight.transform is not None:
-            casts[weight.module or name] = ReadWeight(activation=weight.activation, transform=weight.transform)
+        if weight.activation is not None:
+            casts[name] = weight.activation
     for name in checkpoint.wide:
         state[name] = checkpoint.stored[name].read()
     model = _filled(checkpoint, state, chosen)
     modules = _by_checkpoint_name(model) if casts else {}
-    for name, weight in casts.items():
-        if name in modules and not hasattr(modules[name], "input_cast"):
-            attach(modules[name], InputCast(weight.activation, weight.transform))
+    for name, cast in casts.items():
+        if name in modules:
+            attach(modules[name], InputCast(cast))
     return model
+
+
+def _native(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """Return a model of our own layout; buffers (rotary frequencies) keep their dtype, as `transformers` has it."""
+    model, _ = load_quantized(checkpoint.folder)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model.eval()
 
 
 def _by_checkpoint_name(model: nn.Module) -> dict[str, nn.Module]:

@@ -22,7 +22,6 @@ class ReadWeight:
         activation: cast of the input (with its scale fixed where the checkpoint fixes it), or None for a wide one.
         transform: rotation of K that the input needs, or None.
         parameter: name in the model, where it is not the module's ``weight``.
-        module: of the model, whose input is cast, where it is not the one that the tensors are named for.
     """
 
     quantized: QTensor | None = None
@@ -30,7 +29,6 @@ class ReadWeight:
     activation: Cast | None = None
     transform: Hadamard | None = None
     parameter: str = ""
-    module: str = ""
 
     def values(self) -> Tensor:
         """Return the weight (``[N, K]``, or as the model holds it), float32, before any rotation is undone."""

@@ -9,9 +9,11 @@ from narrowcast.io.foreign.compressed import open_compressed
 from narrowcast.io.foreign.fp8 import open_fp8
 from narrowcast.io.foreign.gptq import open_gptq
 from narrowcast.io.foreign.modelopt import open_modelopt
+from narrowcast.io.foreign.native import open_native
 from narrowcast.io.foreign.reader import Open, Reader
 
 LAYOUTS: dict[str, Open] = {
+    "narrowcast": open_native,
     "compressed-tensors": open_compressed,
     "gptq": open_gptq,
     "awq": open_awq,
