@@ -14,7 +14,10 @@ from torch import Tensor
 
 from narrowcast.accumulate import FP32, TIMES
 from narrowcast.errors import InputError, nearest
+from narrowcast.formats import Stream
 from narrowcast.formats.lookup import constant
+from narrowcast.kernels.plan import BLOCKS, Plan
+from narrowcast.kernels.plan import plan as plan_of
 from narrowcast.ops import Gemm
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
@@ -23,32 +26,61 @@ from narrowcast.quantize import quantize as quantize_by
 BACKENDS = ("auto", "emulate", "native")
 
 
+#: the first compute capability with tensor cores for each kind of operand
+_FIRST = {"fp8": (8, 9), "bfloat16": (8, 0), "float16": (7, 0)}
+
+
 @dataclass(frozen=True)
 class Choice:
-    """What will run: the backend, the kernel's name, and the reason where it is not a native one."""
+    """What will run: the backend, the kernel's name, the reason where it is not a native one; a gemm's plan."""
 
     backend: str
     kernel: str
     why: str
+    plan: Plan | None = None
 
 
-def capability(device: torch.device) -> str | None:
-    """Return why ``device`` cannot run narrow tensor-core gemms, or None where it can."""
+def capability(device: torch.device, units: str = "fp8") -> str | None:
+    """Return why ``device`` cannot run gemms on ``units`` (``fp8``, ``bfloat16``, ``float16``), or None where it can.
+
+    With TRITON_INTERPRET=1 a CPU stands for a GPU: kernels are interpreted, products are float32's.
+    """
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
     if device.type != "cuda":
         return f"device {device.type} has no narrow tensor cores"
     major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) < (8, 9):
-        return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor}) has no FP8 units; they start with sm_89"
+    if (major, minor) < _FIRST[units]:
+        first = "sm_{}{}".format(*_FIRST[units])
+        units = "FP8" if units == "fp8" else units
+        return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor}) has no {units} units; they start with {first}"
     return None
 
 
-def _kernel_for(gemm: Gemm) -> str | None:
-    """Return the native kernel that computes ``gemm``; this version has none."""
-    return None
+def _no_gemm(gemm: Gemm, plan: Plan | str, device: torch.device) -> str | None:
+    """Return why ``gemm`` has no kernel on ``device``, or None where it has."""
+    if device.type != "cuda" and (reason := capability(device)) is not None:
+        return reason
+    if isinstance(plan, str):
+        return plan
+    reason = capability(device, plan.units) or _no_kernels(device.type)
+    if reason is None and device.type == "cuda" and {plan.tile_a, plan.tile_b} & {*BLOCKS}:
+        major, minor = torch.cuda.get_device_capability(device)
+        reason = None if major == 9 else f"sm_{major}{minor}: the library has block scales on Hopper (sm_90) only"
+    for cast in gemm.casts:
+        reason = reason or _no_quantize_kernel(cast.spelling, torch.float32)
+    return reason
 
 
-def choose(backend: str, gemm: Gemm, device: torch.device, what: str) -> Choice:
+def choose(backend: str, gemm: Gemm, device: torch.device, what: str, against: str | None = None) -> Choice:
     """Return what runs ``gemm`` on ``device``.
+
+    Args:
+        backend: one of `BACKENDS`.
+        gemm: with the casts that its operands consist of; `LinearSpec.resolved` looks through `Reuse`.
+        device: where it is to run.
+        what: name for error messages.
+        against: a reason of the caller's against a kernel.
 
     Raises InputError for an unknown backend, and for ``native`` where only emulation is possible.
     """
@@ -58,14 +90,13 @@ def choose(backend: str, gemm: Gemm, device: torch.device, what: str) -> Choice:
         emulated = f"{gemm.product} of decoded operands, accumulated by {gemm.accumulator}"
     if backend == "emulate":
         return Choice("emulate", emulated, "asked for")
-    reason = capability(device)
-    kernel = _kernel_for(gemm) if reason is None else None
-    if kernel is not None:
-        return Choice("native", kernel, "")
-    reason = reason or "this version has no native kernel for this gemm"
+    plan = against or plan_of(gemm)
+    reason = _no_gemm(gemm, plan, device)
+    if reason is None and isinstance(plan, Plan):
+        return Choice("native", str(plan), "", plan)
     if backend == "native":
         raise InputError(f"{what}: backend 'native' cannot run here: {reason}; use 'auto' or 'emulate'")
-    return Choice("emulate", emulated, reason)
+    return Choice("emulate", emulated, reason or "")
 
 
 def _check(backend: str) -> None:
@@ -137,3 +168,32 @@ def quantize(
     from narrowcast.kernels.native import quantize as by
 
     return quantize_by(x, narrow, axis, seed, by)
+
+
+def narrow(
+    cast: Cast, x: Tensor, stream: Stream | None = None, history: Tensor | None = None, what: str = "tensor"
+) -> QTensor:
+    """Return codes and scales of ``x`` ``[..., K]`` by kernels, as `Cast.quantize` does; `choose` has said that it can.
+
+    A tensor that already has the 16-bit format asked for is taken as it is.
+    """
+    from narrowcast.kernels.native import quantize as by
+
+    if cast.spelling in ("bfloat16", "float16") and str(x.dtype) == f"torch.{cast.spelling}":
+        codes, shape = x.contiguous().view(torch.uint8), tuple(x.shape)
+        return QTensor(codes, torch.ones(1, device=x.device), None, cast, shape, shape, x.dtype)
+    return by(cast, x, stream, history, what)
+
+
+def gemm(a: QTensor, b: QTensor, plan: Plan, out: torch.dtype, alpha: float = 1.0) -> Tensor:
+    """Return ``alpha a b^T`` ``[M, N]`` on tensor cores; see `kernels.gemm.gemm`."""
+    from narrowcast.kernels.gemm import gemm as by
+
+    return by(a, b, plan, out, alpha)
+
+
+def transposed(q: QTensor) -> QTensor:
+    """Return the codes of a matrix with rows and columns exchanged; see `kernels.gemm.transposed`."""
+    from narrowcast.kernels.gemm import transposed as by
+
+    return by(q)

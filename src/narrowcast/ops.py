@@ -95,13 +95,15 @@ def contraction_source(gemm: Gemm, x: Tensor, stream: Stream | None, what: str) 
     return gemm.transform.forward(x, stream) if gemm.transform else x
 
 
-def matmul(a: Operand, b: Operand, gemm: Gemm) -> Tensor:
+def matmul(a: Operand, b: Operand, gemm: Gemm, alpha: float = 1.0) -> Tensor:
     """Multiply prepared operands ``a [..., M, K]`` and ``b [..., N, K]`` and round the sums once, to ``out``.
 
     Float32 (float64 stays float64 where nothing is narrow). Operands are tensors, or `Codes` where the accumulator
-    works on codes; a tensor then stands for codes without scales.
+    works on codes; a tensor then stands for codes without scales. ``alpha`` multiplies the sums.
     """
     total = gemm.accumulator.matmul(a, b, gemm.product)
+    if alpha != 1.0:
+        total = total * alpha
     return gemm.out.round(total) if gemm.out is not None else total.to(codes_of(a).values.dtype)
 
 

@@ -167,6 +167,19 @@ def build(config: TrainConfig) -> tuple[nn.Module, TokenizedCorpus]:
     return model, tokens
 
 
+def parameter_groups(model: nn.Module, recipe: Recipe, decay: float) -> list[dict[str, Any]]:
+    """Return parameter groups: matrices decay, vectors do not; ``factor`` multiplies the learning rate.
+
+    A recipe's parametrisation gives weights rates of their own, and what they lose by decay stays what it was.
+    """
+    rates = recipe.parametrisation.rates(model) if recipe.parametrisation else {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {(1.0, decay): [], (1.0, 0.0): []}
+    for p in model.parameters():
+        factor = rates.get(id(p), 1.0)
+        groups.setdefault((factor, decay / factor if p.dim() >= 2 else 0.0), []).append(p)
+    return [{"params": ps, "weight_decay": d, "factor": f} for (f, d), ps in groups.items()]
+
+
 class Trainer:
     """One run: a model, its optimizer, and the loop around them. Use `train`, which drives it."""
 
@@ -180,9 +193,7 @@ class Trainer:
         self.model = model
         self.runs: Any = torch.compile(model) if config.compile else model  # the same parameters
         self.scaler = LossScaler(**asdict(self.recipe.loss_scale)) if self.recipe.loss_scale else None
-        matrices = [p for p in model.parameters() if p.dim() >= 2]
-        others = [p for p in model.parameters() if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups = parameter_groups(model, self.recipe, config.weight_decay)
         fused = self.place.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=fused)
         held_out = tokens.validation_batches(config.eval_batches, config.batch, config.context)
@@ -235,7 +246,7 @@ class Trainer:
         rate = learning_rate(c.schedule, self.step, c.steps, c.warmup, c.lr)
         if self._gradients_ready(tokens):
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             self.optimizer.step()
         self.step += 1
         return total, rate

@@ -209,3 +209,14 @@ def test_the_door_takes_the_kernel_and_says_so():
     q = nc.quantize(x.T, "mxfp8", axis=0, seed=1)
     assert not same(q, nc.quantize(x.T, "mxfp8", axis=0, seed=1, backend="emulate"))
     assert q.axis == 0 and os.environ.get("TRITON_INTERPRET") == ("1" if DEVICE == "cpu" else None)
+
+
+@pytest.mark.parametrize("spelling", ["e4m3fn/tensor/fp32-delayed4", "e5m2/tensor/fp32-delayed4/stochastic"])
+def test_what_lies_beyond_a_history_saturates(spelling):
+    narrow = cast(spelling)
+    x = torch.randn(16, 64, device=DEVICE)
+    history = narrow.scale.delayed.new(x.device)
+    history[1] = x.abs().amax() / 3
+    found = quantize(narrow, x.bfloat16(), STREAM, history.clone())
+    assert not same(found, narrow.quantize(x.bfloat16(), STREAM, history.clone()))
+    assert found.dequantize().abs().amax() < x.abs().amax() / 2

@@ -42,6 +42,8 @@ def describe(r: Recipe) -> dict[str, Any]:
         **_line(r),
         "gemms": {name: _gemm(r.linear, name) for name in _GEMMS} if r.linear else {},
         "keep_wide": list(r.keep_wide),
+        "changes": [str(change) for change in r.changes],
+        "parametrisation": r.parametrisation and str(r.parametrisation),
         "loss_scale": scale and {k: getattr(scale, k) for k in ("initial", "growth", "backoff", "interval")},
     }
 
@@ -81,6 +83,10 @@ def _show_one(found: dict[str, Any]) -> None:
         console.print("  stays wide   everything, in float32")
         return
     console.print(f"  stays wide   {', '.join((*found['keep_wide'], 'and whatever is not a linear layer'))}")
+    for change in found["changes"]:
+        console.print(f"  changed      {change}")
+    if found["parametrisation"]:
+        console.print(f"  form         {found['parametrisation']}")
     console.print()
     console.print(_gemm_table(found["gemms"]))
     console.print("\nx input, w weight, g gradient of the output; 'reuse': the codes of the tensor's first cast")

@@ -42,12 +42,13 @@ class ScaleFacts:
     mode: str = "nearest-even"  # how scales are rounded to their format: the fields of `RoundingFacts` that count here
     overflow: str = "leaves"
     sticky: bool = True
+    stale: bool = False  # whether maxima come from earlier steps, so that values may lie beyond them
 
     @property
     def bounded(self) -> bool:
         """Whether the scale brings every magnitude to the format's maximum at most, but for float32's own rounding."""
         if self.kind == "wide":
-            return self.divisor == self.maximum
+            return self.divisor == self.maximum and not self.stale
         fits = self.rule in ("ceil", "ceil-exponent") or (self.rule == "four-thirds" and self.top_mantissa >= 1 << 22)
         return self.kind == "power" and fits
 
@@ -169,6 +170,7 @@ def scale_facts(rule: ScaleRule, element: Format) -> ScaleFacts:
         precision=element.precision,
         numerator=min(element.max * of_scale, FLOAT32_MAX),
         inverse_max=1 / element.max,
+        stale=rule.delayed is not None,
     )
 
 

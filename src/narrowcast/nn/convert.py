@@ -3,14 +3,13 @@
 import fnmatch
 from dataclasses import asdict, dataclass, field
 
-import torch
 from torch import nn
 
-from narrowcast.backend import choose
+from narrowcast.backend import Choice
 from narrowcast.errors import InputError
 from narrowcast.nn.linear import Linear
+from narrowcast.nn.native import GEMMS, choices
 from narrowcast.nn.spec import LinearSpec
-from narrowcast.ops import Gemm
 
 #: what stays wide unless a caller says otherwise: the output head and everything that embeds
 KEEP_WIDE = ("*lm_head", "*embed*")
@@ -25,8 +24,9 @@ class Site:
         kind: ``Linear``, ``Embedding``, ``experts`` (3-D weights), ``Conv2d``, ...
         shape: of the weight.
         became: ``narrow`` or ``wide``.
-        backend, kernel: what runs it.
+        backend, kernel: what runs it; where the three gemms differ, the one of them that is emulated.
         why: why it stayed wide, or why it is emulated.
+        gemms: what runs each of the three gemms, and why not a kernel; empty where it stayed wide.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Site:
     backend: str
     kernel: str
     why: str
+    gemms: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -112,7 +113,7 @@ def convert_linears(
         parent, _, child = name.rpartition(".")
         assert spec is not None
         if module not in made:
-            made[module] = Linear(module, spec, name, seed)
+            made[module] = Linear(module, spec, name, seed, backend)
         setattr(model.get_submodule(parent), child, made[module])
     return report
 
@@ -133,9 +134,9 @@ def _sites(
         why = _why_wide(name, module, spec, keep_wide, only)
         if why is not None or spec is None:
             return [Site(name, kind, shape, "wide", "torch", "torch.nn.functional.linear", why or "")]
-        choice = _choose_all(backend, spec, module.weight.device, f"layer {name!r}")
         swaps.append((name, module))
-        return [Site(name, kind, shape, "narrow", choice[0], choice[1], choice[2])]
+        made = choices(spec, backend, module.weight.device, f"layer {name!r}")
+        return [_narrow_site(name, kind, shape, dict(zip(GEMMS, made, strict=True)))]
     if isinstance(module, nn.Embedding):
         return [Site(name, kind, tuple(module.weight.shape), "wide", "torch", "gather", "a table look-up, no product")]
     if isinstance(module, nn.modules.conv._ConvNd | nn.Bilinear | nn.MultiheadAttention):
@@ -167,8 +168,16 @@ def _why_wide(
     return None
 
 
-def _choose_all(backend: str, spec: LinearSpec, device: torch.device, what: str) -> tuple[str, str, str]:
-    gemms: tuple[Gemm, ...] = (spec.fwd, spec.dgrad, spec.wgrad)
-    choices = [choose(backend, gemm, device, what) for gemm in gemms]
-    slow = next((c for c in choices if c.backend == "emulate"), choices[0])
-    return slow.backend, slow.kernel, slow.why
+def _narrow_site(name: str, kind: str, shape: tuple[int, ...], made: dict[str, Choice]) -> Site:
+    """Return the row of a converted layer: one reason where all gemms share it, else each emulated gemm's."""
+    emulated = {gemm: c for gemm, c in made.items() if c.backend == "emulate"}
+    shown = next(iter(emulated.values()), made["fwd"])
+    reasons = {c.why for c in emulated.values()}
+    why = (
+        shown.why
+        if len(reasons) == 1 and len(emulated) == len(made)
+        else "; ".join(f"{gemm}: {c.why}" for gemm, c in emulated.items())
+    )
+    gemms = {gemm: {"backend": c.backend, "kernel": c.kernel, "why": c.why} for gemm, c in made.items()}
+    backend = "native" if not emulated else "emulate" if len(emulated) == len(made) else "mixed"
+    return Site(name, kind, shape, "narrow", backend, shown.kernel, why, gemms)

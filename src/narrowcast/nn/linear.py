@@ -9,21 +9,21 @@ that recomputation (activation checkpointing) sees what the forward pass saw, an
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from narrowcast.accumulate import Codes, tensor_of
-from narrowcast.formats import Stream
+from narrowcast.accumulate import tensor_of
+from narrowcast.errors import InputError
+from narrowcast.nn.context import Context
+from narrowcast.nn.native import GEMMS, NativeLinear, Plans, choices
 from narrowcast.nn.spec import OPERANDS, LinearSpec
-from narrowcast.ops import Gemm, Reuse, contraction_source, matmul
+from narrowcast.ops import Reuse, matmul
 from narrowcast.quantize import Cast
 from narrowcast.scaling import advance
-
-_SIGNS = 8  # stream numbers of the shared transforms follow the six operands
 
 
 @dataclass(frozen=True)
@@ -39,55 +39,11 @@ class Operand:
     reused: bool
 
 
-@dataclass(frozen=True)
-class _Context:
-    """What a layer's casts need besides the tensors: name, keys of its random bits, step, histories."""
-
-    site: str
-    seed: int
-    key: int
-    step: Tensor | None
-    history: Tensor | None
-
-    def stream(self, number: int) -> Stream | None:
-        """Return the stream of operand (or shared transform) ``number`` of this layer."""
-        if self.step is None:
-            return None
-        return Stream(self.seed, self.key << 4 | number, self.step)
-
-    def cast(self, gemm: Gemm, label: str, operand: Cast, x: Tensor, shared: int) -> tuple[Tensor, Tensor | Codes]:
-        """Return (source after padding and rotation, result of the cast) for operand ``label``.
-
-        The result is `Codes` where the gemm's accumulator works on them.
-        """
-        number = OPERANDS.index(label)
-        what = f"layer {self.site!r}, operand {label}"
-        source = contraction_source(gemm, x, self.stream(_SIGNS + shared), what)
-        history = None
-        if operand.scale.delayed is not None and self.history is not None:
-            history = self.history[number, : operand.scale.delayed.length + 1]
-        narrow = operand.split if gemm.accumulator.on_codes else operand.apply
-        return source, narrow(source, self.stream(number), history, what)
-
-    def operand(
-        self, spec: LinearSpec, label: str, wide: Tensor, first: Tensor | None
-    ) -> tuple[Tensor, Tensor | Codes]:
-        """Return (source, result) of operand ``label``, from ``wide`` or, where it reuses, from ``first``."""
-        position = OPERANDS.index(label) // 2
-        gemm = (spec.fwd, spec.dgrad, spec.wgrad)[position]
-        operand = spec.operand(label)
-        if isinstance(operand, Cast):
-            return self.cast(gemm, label, operand, wide, position)
-        assert first is not None
-        again = gemm.casts[OPERANDS.index(label) % 2]
-        return self.cast(gemm, label, again, first, position)
-
-
 class _Linear(torch.autograd.Function):
     """``y = x w^T`` with x ``[M, in]``, w ``[out, in]``; the product is float32."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, context: _Context, spec: LinearSpec) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, context: Context, spec: LinearSpec) -> Tensor:
         xq = context.operand(spec, "fwd.x", x, None)[1]
         wq = context.operand(spec, "fwd.w", w, None)[1]
         kept_x = tensor_of(xq)[:, : x.shape[1]] if isinstance(spec.operand("wgrad.x"), Reuse) else x
@@ -95,24 +51,24 @@ class _Linear(torch.autograd.Function):
         step = context.step.clone() if context.step is not None else None
         ctx.save_for_backward(kept_x, kept_w, *([step] if step is not None else []))
         ctx.context, ctx.spec = context, spec
-        return matmul(xq, wq, spec.fwd)
+        return matmul(xq, wq, spec.fwd, context.alpha)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, w, *step = ctx.saved_tensors
         spec: LinearSpec = ctx.spec
-        live: _Context = ctx.context
+        live: Context = ctx.context
         context = replace(live, step=step[0]) if step else live
         dx = dw = None
         reuses_g = isinstance(spec.operand("wgrad.g"), Reuse)
         gq = context.operand(spec, "dgrad.g", g, None)[1] if ctx.needs_input_grad[0] or reuses_g else None
         if ctx.needs_input_grad[0]:
             assert gq is not None
-            dx = matmul(gq, context.operand(spec, "dgrad.w", w.mT, w.mT)[1], spec.dgrad)
+            dx = matmul(gq, context.operand(spec, "dgrad.w", w.mT, w.mT)[1], spec.dgrad, context.alpha)
         if ctx.needs_input_grad[1]:
             first = tensor_of(gq)[:, : g.shape[1]].mT if gq is not None and reuses_g else None
             a = context.operand(spec, "wgrad.g", g.mT, first)[1]
-            dw = matmul(a, context.operand(spec, "wgrad.x", x.mT, x.mT)[1], spec.wgrad)
+            dw = matmul(a, context.operand(spec, "wgrad.x", x.mT, x.mT)[1], spec.wgrad, context.alpha)
         if live.step is not None:
             live.step.add_(1)
         if live.history is not None:
@@ -131,36 +87,64 @@ class Linear(nn.Linear):
         spec: the three gemms.
         site: the layer's name in its model; names it in errors and keys its random bits.
         seed: key of its random bits.
+        backend: ``auto``, ``emulate`` or ``native``; which gemms run on tensor cores is settled anew where the layer
+            moves to another device (`choices`).
+        alpha: multiplies all three products (a constant of the layer's parametrisation).
     """
 
     step: Tensor | None
     history: Tensor | None
 
-    def __init__(self, source: nn.Linear, spec: LinearSpec, site: str, seed: int = 0) -> None:
+    def __init__(
+        self, source: nn.Linear, spec: LinearSpec, site: str, seed: int = 0, backend: str = "auto", alpha: float = 1.0
+    ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = source.in_features, source.out_features
         self.weight, self.bias = source.weight, source.bias
-        self.spec, self.site, self.seed = spec, site, seed
+        self.spec, self.site, self.seed, self.backend, self.alpha = spec, site, seed, backend, alpha
         self.key = zlib.crc32(site.encode()) & 0x0FFFFFFF  # 28 bits: 4 more number the operands
         device = source.weight.device
         step = torch.zeros((), dtype=torch.int64, device=device) if spec.random else None
         history = torch.zeros(len(OPERANDS), spec.history + 1, device=device) if spec.history else None
         self.register_buffer("step", step)
         self.register_buffer("history", history)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Settle which gemms run on tensor cores where the weight is now."""
+        asked = "emulate" if self.backend == "emulate" else "auto"
+        made = choices(self.spec, asked, self.weight.device, f"layer {self.site!r}")
+        self.plans = Plans(*(choice.plan for choice in made))
+        emulated = [f"{name}: {c.why}" for name, c in zip(GEMMS, made, strict=True) if c.backend == "emulate"]
+        self.missing = emulated[0] if emulated and self.backend == "native" else ""
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "Linear":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._settle()
+        return self
 
     @property
-    def context(self) -> _Context:
+    def context(self) -> Context:
         """What the casts need besides the tensors."""
-        return _Context(self.site, self.seed, self.key, self.step, self.history)
+        return Context(self.site, self.seed, self.key, self.step, self.history, self.alpha)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x w^T + bias`` for x ``[..., in_features]``."""
+        """Return ``alpha x w^T + bias`` for x ``[..., in_features]``."""
+        if self.missing:
+            raise InputError(f"layer {self.site!r}: backend 'native' cannot run here: {self.missing}; use 'auto'")
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, self.in_features)
-            y: Tensor = _Linear.apply(flat, self.weight, self.context, self.spec)  # type: ignore[no-untyped-call]
-            y = y.view(*x.shape[:-1], self.out_features)
+            y = self._product(flat, dtype).view(*x.shape[:-1], self.out_features)
             return (y + self.bias if self.bias is not None else y).to(dtype)
+
+    def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``alpha x w^T`` for x ``[M, in]``: float32, or ``dtype`` where kernels run."""
+        if not self.plans.any:
+            y: Tensor = _Linear.apply(x, self.weight, self.context, self.spec)  # type: ignore[no-untyped-call]
+            return y
+        train = torch.is_grad_enabled()
+        return NativeLinear.apply(x, self.weight, self.context, self.spec, self.plans, dtype, train)  # type: ignore[no-untyped-call,no-any-return]
 
     def extra_repr(self) -> str:
         """Say what differs from `torch.nn.Linear`."""
@@ -180,7 +164,7 @@ def operands(layer: Linear, x: Tensor, w: Tensor, g: Tensor) -> dict[str, Operan
     return dict(_operands(context, layer.spec, x, w, g))
 
 
-def _operands(context: _Context, spec: LinearSpec, x: Tensor, w: Tensor, g: Tensor) -> Iterator[tuple[str, Operand]]:
+def _operands(context: Context, spec: LinearSpec, x: Tensor, w: Tensor, g: Tensor) -> Iterator[tuple[str, Operand]]:
     wide = {"fwd.x": x, "fwd.w": w, "dgrad.g": g, "dgrad.w": w.mT, "wgrad.g": g.mT, "wgrad.x": x.mT}
     first: dict[str, Tensor] = {}
     for label in OPERANDS:

@@ -1,6 +1,6 @@
 """The precision of a linear layer, as data: three gemms, six operands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from narrowcast.errors import InputError
 from narrowcast.ops import Gemm, Reuse
@@ -30,12 +30,13 @@ class LinearSpec:
         for gemm, tensor in (("fwd", "w"), ("dgrad", "g")):
             if getattr(self, gemm).transform and isinstance(self._later(tensor), Reuse):
                 raise InputError(f"operand {tensor} of {gemm} is rotated, so its codes cannot be reused elsewhere")
-        reused = [label for label in OPERANDS if isinstance(self.operand(label), Reuse)]
-        if reused and any(gemm.accumulator.on_codes for gemm in (self.fwd, self.dgrad, self.wgrad)):
-            raise InputError(
-                f"operand {reused[0]} reuses decoded values, but an accumulator of this layer works on codes; cast it "
-                "from its wide source instead"
-            )
+        for label in OPERANDS:
+            gemm = getattr(self, label.split(".")[0])
+            if isinstance(self.operand(label), Reuse) and gemm.accumulator.on_codes:
+                raise InputError(
+                    f"operand {label} reuses decoded values, but its gemm's accumulator works on codes; cast it from "
+                    "its wide source instead"
+                )
         if self.fwd.transform and isinstance(self.operand("wgrad.x"), Reuse):
             raise InputError("operand x of fwd is rotated, so its codes cannot be reused elsewhere")
 
@@ -53,6 +54,12 @@ class LinearSpec:
             return operand
         first = {"w": "fwd.w", "g": "dgrad.g", "x": "fwd.x"}[label.split(".")[1]]
         return operand.then or self.cast(first)
+
+    def resolved(self, name: str) -> Gemm:
+        """Return gemm ``name`` with each operand the cast whose codes it consists of; a shared transform stays."""
+        gemm: Gemm = getattr(self, name)
+        a, b = (label for label in OPERANDS if label.startswith(f"{name}."))
+        return replace(gemm, a=self.cast(a), b=self.cast(b))
 
     def _later(self, tensor: str) -> Cast | Reuse:
         return self.operand("dgrad.w" if tensor == "w" else "wgrad.g")

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from narrowcast.errors import InputError
+from narrowcast.nn.change import Change
 from narrowcast.nn.convert import KEEP_WIDE, Conversion, convert_linears
 from narrowcast.nn.spec import LinearSpec
+from narrowcast.nn.unit import UnitVariance
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Recipe:
         linear: the three gemms of every linear layer, or None to leave them in float32.
         loss_scale: dynamic loss scaling, or None.
         keep_wide: glob patterns of modules that stay wide.
+        changes: swaps of other modules.
+        parametrisation: what the converted layers' weights are multiples of, or None for the model's own.
     """
 
     name: str
@@ -45,11 +49,18 @@ class Recipe:
     linear: LinearSpec | None = None
     loss_scale: LossScale | None = None
     keep_wide: tuple[str, ...] = KEEP_WIDE
+    changes: tuple[Change, ...] = ()
+    parametrisation: UnitVariance | None = None
 
     def convert(
         self, model: nn.Module, *, backend: str = "auto", seed: int = 0, only: tuple[str, ...] = ()
     ) -> Conversion:
-        """Apply the recipe to ``model`` in place; see `convert_linears`."""
-        return convert_linears(
+        """Apply the recipe to ``model`` in place; see `convert_linears`. Changed modules come last in the table."""
+        report = convert_linears(
             model, self.linear, self.name, backend=backend, seed=seed, keep_wide=self.keep_wide, only=only
         )
+        for change in self.changes:
+            report.rows.extend(change.apply(model, backend))
+        if self.parametrisation is not None:
+            self.parametrisation.apply(model)
+        return report

@@ -1,0 +1,103 @@
+"""Layers on kernels against the emulation: run by `test_native` under TRITON_INTERPRET=1, or as it is on a GPU."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import narrowcast as nc
+from narrowcast.nn import Linear
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+#: recipe, dtype; all of them on a GPU, a few in the interpreter
+CASES = [("fp8-smooth-swiglu", torch.bfloat16), ("fp8-tensorwise", torch.float32), ("nvfp4", torch.bfloat16)]
+if DEVICE == "cuda":
+    CASES = [(n, d) for n, r in nc.recipes().items() if r.linear for d in (torch.bfloat16, torch.float32)]
+EQUAL = 2e-3  # a product rounded to bfloat16 may end one unit elsewhere; an operand that differs moves it by 1e-2
+
+
+def pair(recipe: str, dtype: torch.dtype, k: int = 24, n: int = 40) -> tuple[Linear, Linear]:
+    torch.manual_seed(1)
+    plain, spec = nn.Linear(k, n, device=DEVICE, dtype=dtype), nc.recipe(recipe).linear
+    return Linear(plain, spec, "l", 0, "emulate"), Linear(copy.deepcopy(plain), spec, "l", 0, "auto")
+
+
+def run(layer: nn.Module, x: torch.Tensor, g: torch.Tensor) -> list[torch.Tensor]:
+    x = x.detach().clone().requires_grad_()
+    y = layer(x)
+    y.backward(g)
+    found = [y.detach(), x.grad, *(p.grad for p in layer.parameters())]
+    layer.zero_grad()
+    return found
+
+
+def near(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
+    for found, want in zip(a, b, strict=True):
+        assert found.dtype == want.dtype
+        assert float((found.double() - want.double()).norm()) <= EQUAL * float(want.double().norm())
+
+
+@pytest.mark.parametrize(("recipe", "dtype"), CASES, ids=str)
+def test_native_gives_what_emulate_gives(recipe, dtype):
+    """Sizes that no tile divides; two steps, so that histories and random streams have moved on."""
+    emulated, native = pair(recipe, dtype)
+    for scale in (1.0, 2.5)[: 2 if "delayed" in str(emulated.spec.fwd.a) else 1]:
+        x, g = (
+            scale * torch.randn(2, 17, 24, device=DEVICE, dtype=dtype),
+            torch.randn(2, 17, 40, device=DEVICE).to(dtype),
+        )
+        near(run(native, x, g), run(emulated, x, g))
+    for a, b in zip(native.buffers(), emulated.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_no_wide_activation_is_kept():
+    _, layer = pair("fp8-tensorwise", torch.bfloat16)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(torch.randn(32, 24, device=DEVICE, dtype=torch.bfloat16, requires_grad=True))
+    wide = [t for t in kept if t.dtype == torch.bfloat16 and t.shape != layer.weight.shape]
+    assert not wide
+    assert any(t.dtype == torch.uint8 and t.shape == (24, 32) for t in kept), "codes of x, transposed"
+
+
+def test_checkpointing_accumulation_and_no_grad():
+    class Wrapped(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return checkpoint(self.layer, x, use_reentrant=False)
+
+    (_, one), (_, two) = (pair("fp8-smooth-swiglu", torch.bfloat16) for _ in "ab")
+    x, g = torch.randn(32, 24, device=DEVICE).bfloat16(), torch.randn(32, 40, device=DEVICE).bfloat16()
+    first = run(one, x, g)
+    for a, b in zip(first, run(Wrapped(two), x, g), strict=True):
+        assert torch.equal(a, b)
+    _, fresh = pair("fp8-smooth-swiglu", torch.bfloat16)
+    fresh(x).backward(g)
+    fresh(x).backward(g)
+    assert torch.equal(fresh.weight.grad, first[2] + run(one, x, g)[2])
+    with torch.no_grad():
+        assert one(x).grad_fn is None
+
+
+def test_the_table_names_the_kernel_of_each_gemm():
+    model = nn.Sequential(nn.Linear(32, 32, device=DEVICE))
+    row = nc.convert(model, "fp8-tensorwise", backend="native").rows[0]
+    assert row.backend == "native"
+    assert row.gemms["fwd"]["kernel"] == "scaled_mm e4m3fn x e4m3fn, tensor scales, split accumulation"
+    assert row.gemms["wgrad"]["kernel"].startswith("scaled_mm e5m2 x e4m3fn")
+
+
+def test_a_batch_of_nothing_and_non_finite_inputs():
+    emulated, native = pair("mxfp4", torch.bfloat16)
+    assert native(torch.empty(0, 24, device=DEVICE, dtype=torch.bfloat16)).shape == (0, 40)
+    x = torch.randn(32, 24, device=DEVICE, dtype=torch.bfloat16)
+    x[3, 5], x[7, 1], x[9] = float("nan"), float("inf"), 0.0
+    a, b = native(x), emulated(x)
+    assert torch.equal(a.isnan(), b.isnan())
+    assert torch.equal(a.nan_to_num(), b.nan_to_num())
