@@ -149,6 +149,18 @@ def test_rounding_leaves_only_numbers_of_the_format():
         assert torch.equal(nc.round(x, "bfloat16"), x)
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "e4m3fn", "posit16_1"])
+@pytest.mark.parametrize("solver", [conjugate_gradient, jacobi, gauss_seidel, power_iteration])
+def test_all_operations_rounded_from_outside_give_the_same_iterates(solver, name):
+    A, b = (nc.round(t.float(), name) for t in system())
+    inside = list(islice(solver(A, b, rounding=to(name)), 5))
+    with nc.arithmetic(name):
+        outside = list(islice(solver(A, b), 5))
+    assert len(inside) == len(outside) > 0
+    for x, y in zip(inside, outside, strict=True):
+        assert all(map(torch.equal, x, y)) if isinstance(x, tuple) else torch.equal(x, y)
+
+
 def test_conjugate_gradient_stagnates_where_the_format_ends():
     A, b = system()
     floors = [min(history(A, b, conjugate_gradient(A, b, r), 200)) for r in (to("bfloat16"), to("float16"), exact)]

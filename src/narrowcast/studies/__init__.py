@@ -24,6 +24,8 @@ _MODULES: dict[int, str] = {
     28: "fp8_formats",
     33: "int_versus_fp",
     52: "mixed_formats",
+    66: "single_double",
+    73: "multistage",
     76: "compressed",
     77: "lmul",
     81: "npe",

@@ -15,7 +15,7 @@ counts, narrower from stage to stage, because a fit is worst at its ends; and th
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -121,7 +121,7 @@ class Plan:
     Attributes:
         width, depth: of every network.
         points: least count of points of the uniform grid; more where the residue's frequency asks for them.
-        goal: root mean square, in units of the magnitude, at which a stage ends.
+        goal: root mean square, in units of the magnitude, at which a stage ends; the last one takes all its steps.
         steps: most steps of a stage.
         draws: fits from different initial weights, the best of which is kept.
         margin: by how much the first stage's interval goes beyond [-1, 1] on either side.
@@ -136,7 +136,7 @@ class Plan:
     points: int = 1600
     goal: float = 1e-3
     steps: int = 40
-    draws: int = 3
+    draws: int = 4
     margin: float = 0.2
     reach: float | None = 3.0
     share: float = 0.9
@@ -162,11 +162,11 @@ def fit(f: Function, stages: int, plan: Plan | None = None, seed: int = 0) -> li
         raise InputError(f"stages is {stages}; expected at least 1")
     for j in range(stages):
         ends = [1 + plan.margin * max(0, stages - 1 - k) / max(1, stages - 1) for k in (j, j + 1)]
-        draws = [_stage(f, found, plan, ends[0], seed + 1000 * j + d) for d in range(plan.draws)]
         last = j == stages - 1
-        found.append(
-            min(draws, key=lambda stage: _cost(residue(f, [*found, stage], plan, ends[1]), plan, ends[1], last))
-        )
+        these = replace(plan, goal=0.0) if last else plan
+        draws = [_stage(f, found, these, ends[0], seed + 1000 * j + d) for d in range(plan.draws)]
+        costs = [_cost(residue(f, [*found, stage], plan, ends[1]), plan, ends[1], last) for stage in draws]
+        found.append(draws[costs.index(min(costs))])
     return found
 
 
@@ -226,5 +226,5 @@ def _stage(f: Function, before: list[Stage], plan: Plan, end: float, seed: int) 
 
 
 def _cost(left: Tensor, plan: Plan, end: float, last: bool) -> float:
-    """Return how bad a residue is: how large, and unless it is the last, how fast it oscillates."""
-    return float(left.abs().max()) * (1.0 if last else frequency(left, 2 * end, plan.share))
+    """Return how bad a residue is: how large, and unless it is the last, how fast it oscillates, squared."""
+    return float(left.abs().max()) * (1.0 if last else frequency(left, 2 * end, plan.share) ** 2)
