@@ -244,7 +244,7 @@ def test_what_it_cannot_express_is_refused_in_one_line(weight, activation, stati
         spec("W4A16"), weight=cast(weight), activation=cast(activation) if activation else None, static=static
     )
     why = CompressedTensors(BF16).refusal(made)
-    assert said in why and why.startswith("m.q_proj.weight: ") and "\n" not in why
+    assert said in why and "\n" not in why
 
 
 def test_layers_that_it_cannot_hold():

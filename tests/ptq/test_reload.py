@@ -10,11 +10,13 @@ import safetensors
 import torch
 import transformers
 from tests.ptq.architectures import TABLE, built, tokens
+from tests.ptq.folders import saved
 
 import narrowcast as nc
 from narrowcast.errors import InputError
 from narrowcast.models.quiet import quiet
 from narrowcast.ptq.catalogue import recipe
+from narrowcast.ptq.folder import QuantizeConfig, layout_of, quantize_folder
 from narrowcast.ptq.recipe import PtqRecipe, Scheme
 from narrowcast.ptq.served import served
 from narrowcast.quantize import cast
@@ -166,7 +168,7 @@ def test_shards_and_their_index(tmp_path):
 def test_what_cannot_be_saved(tmp_path):
     with pytest.raises(InputError, match=r"quantize it first"):
         nc.save_pretrained(built(ARCHITECTURES["llama"]), tmp_path / "model")
-    with pytest.raises(InputError, match=r"c_attn\.weight: Conv1D layers .*8 such layers"):
+    with pytest.raises(InputError, match=r"c_attn\.weight: Conv1D layers .*8 such layers\); layout 'narrowcast' can"):
         nc.save_pretrained(quantized("gpt2", SCHEMES["w4a16"], FP32), tmp_path / "model")
     with pytest.raises(InputError, match="loaders decode mxfp4-pack-quantized to bfloat16"):
         nc.save_pretrained(quantized("llama", SCHEMES["mxfp4"], FP32), tmp_path / "model")
@@ -216,3 +218,27 @@ def test_an_unquantized_folder_loads_too(tmp_path):
         model.save_pretrained(tmp_path / "plain")
     assert nc.describe(tmp_path / "plain").startswith("not quantized: 21 tensors wide (float32, ")
     assert torch.equal(nc.load(tmp_path / "plain")(**tokens(5)).logits, model(**tokens(5)).logits)
+
+
+@pytest.mark.parametrize(("name", "chosen"), [("llama", "w8a8-int8"), ("llama", "nvfp4"), ("mixtral", "w4a16-rtn-g32")])
+def test_a_folder_becomes_one_that_transformers_loads(name, chosen, tmp_path):
+    """`narrowcast quantize --layout compressed-tensors`: the recipe takes on the loaders' conventions."""
+    architecture = ARCHITECTURES[name]
+    folder = saved(architecture, tmp_path / "model", BF16)
+    config = QuantizeConfig(folder, chosen, batches=[architecture.inputs(0)], layout=layout_of("compressed-tensors"))
+    report = quantize_folder(config, tmp_path / "out")
+    assert report["layout"] == "compressed-tensors" and nc.describe(tmp_path / "out").startswith("compressed-tensors: ")
+    loaded = theirs(tmp_path / "out", type(built(architecture)))
+    assert torch.equal(logits(loaded, name, BF16), logits(nc.load(tmp_path / "out"), name, BF16))
+    assert loaded.dtype == BF16
+
+
+def test_a_folder_that_the_layout_cannot_hold(tmp_path):
+    folder = saved(ARCHITECTURES["llama"], tmp_path / "model")
+    config = QuantizeConfig(folder, "mxfp4", layout=layout_of("compressed-tensors"))
+    with pytest.raises(
+        InputError, match=r"cannot hold it: loaders decode mxfp4.* make it bfloat16; take --layout narrowcast"
+    ):
+        quantize_folder(config, tmp_path / "out")
+    with pytest.raises(InputError, match="unknown layout 'compressed'; nearest: compressed-tensors"):
+        layout_of("compressed")

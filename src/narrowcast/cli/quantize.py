@@ -38,7 +38,9 @@ def quantize(
     keep_wide: Annotated[
         list[str] | None, typer.Option("--keep-wide", help="Pattern of modules that stay wide; may be repeated.")
     ] = None,
-    layout: Annotated[str, typer.Option(help="How the weights are stored.")] = "narrowcast",
+    layout: Annotated[
+        str, typer.Option(help="How the weights are stored: narrowcast or compressed-tensors.")
+    ] = "narrowcast",
     gpu: Annotated[str, typer.Option(help="GPU that kernels and speed are predicted for.")] = "h100",
     device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
     seed: SeedOption = 0,

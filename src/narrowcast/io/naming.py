@@ -39,10 +39,12 @@ class Naming:
     Attributes:
         pieces: by the parameter's name in the model.
         modules: names of other modules that differ, by their name in the model.
+        model: the model itself, for the names of what stays as it is; or None where none differs.
     """
 
     pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
     modules: dict[str, str] = field(default_factory=dict)
+    model: nn.Module | None = None
 
     def of(self, spec: LayerSpec) -> tuple[Piece, ...]:
         """Return the pieces of a layer; InputError where its experts have no names."""
@@ -70,7 +72,7 @@ def naming_of(model: nn.Module, specs: Sequence[LayerSpec]) -> Naming:
         pieces[name] = _pieces(spec, reverted(model, {name: _numbers(spec)}))
     linear = [s for s in specs if s.kind != "experts"]
     renamed = {s.module: _renamed(model, f"{s.module}.weight") for s in linear}
-    return Naming(pieces, {old: new for old, new in renamed.items() if new != old})
+    return Naming(pieces, {old: new for old, new in renamed.items() if new != old}, model)
 
 
 def reverted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

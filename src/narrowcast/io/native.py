@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from narrowcast.errors import InputError
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer
-from narrowcast.quantize import QTensor
+from narrowcast.quantize import Cast, QTensor
 
 METHOD = "narrowcast"
 VERSION = 1
@@ -24,6 +24,18 @@ class Native:
     """The layout that holds everything."""
 
     name = METHOD
+
+    def for_model(self, model: nn.Module, specs: Sequence[LayerSpec], dtype: torch.dtype) -> "Native":
+        """Return itself: names are the model's own, whatever the dtype."""
+        return self
+
+    def casts(self, weight: Cast, activation: Cast | None, static: bool) -> tuple[Cast, Cast | None, bool]:
+        """Return the casts as they are."""
+        return weight, activation, static
+
+    def wide(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors as they are."""
+        return tensors
 
     def refusal(self, spec: LayerSpec) -> str:
         """Return an empty string: nothing is refused."""

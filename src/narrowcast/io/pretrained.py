@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from narrowcast.errors import InputError, nearest
 from narrowcast.io.compressed import CompressedTensors
 from narrowcast.io.files import cannot_write
-from narrowcast.io.naming import naming_of, reverted
 from narrowcast.io.native import Native
 from narrowcast.io.quantized import LayerSpec, Layout, QuantizedLayer, remembered
 
@@ -106,15 +105,15 @@ def layout_for(
         if kv:
             raise InputError("layout narrowcast stores no scales of cached keys and values; use compressed-tensors")
         return Native()
-    return CompressedTensors(_dtype(model), naming_of(model, specs), kv or {})
+    return CompressedTensors(kv=kv or {}).for_model(model, specs, _dtype(model))
 
 
 def refuse(layout: Layout, specs: Iterable[LayerSpec]) -> None:
     """Raise InputError naming the first layer that ``layout`` cannot hold."""
-    why = [text for text in map(layout.refusal, specs) if text]
+    why = [f"{spec.name}: {text}" for spec in specs if (text := layout.refusal(spec))]
     if why:
         more = f" ({len(why)} such layers)" if len(why) > 1 else ""
-        raise InputError(f"layout {layout.name}: {why[0]}{more}")
+        raise InputError(f"layout {layout.name} cannot hold {why[0]}{more}; layout 'narrowcast' can")
 
 
 def wide_modules(model: nn.Module, specs: Iterable[LayerSpec]) -> list[str]:
@@ -181,10 +180,9 @@ def _tensors(model: nn.Module, layers: tuple[QuantizedLayer, ...], layout: Layou
         for name, tensor in model.state_dict().items()
         if name not in narrow and name not in tied and ".input_cast." not in f".{name}"
     }
-    if isinstance(layout, CompressedTensors):  # for others to load, so under the names that they know
+    if isinstance(layout, CompressedTensors):
         yield from layout.kv_tensors().items()
-        state = reverted(model, state)
-    yield from state.items()
+    yield from layout.wide(state).items()
 
 
 def _write_config(model: nn.Module, folder: Path, quantization: dict[str, Any]) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from narrowcast.errors import InputError
 from narrowcast.quantize import Cast, QTensor, cast
@@ -105,11 +106,20 @@ class Layout(Protocol):
     def name(self) -> str:
         """Its name, as `save_pretrained` takes it."""
 
+    def for_model(self, model: nn.Module, specs: Sequence[LayerSpec], dtype: torch.dtype) -> "Layout":
+        """Return the layout with what it must know of a model (which may be on the meta device): names and dtype."""
+
+    def casts(self, weight: Cast, activation: Cast | None, static: bool) -> tuple[Cast, Cast | None, bool]:
+        """Return what its loaders compute in place of these casts, and whether the input's scale must be static."""
+
     def refusal(self, spec: LayerSpec) -> str:
         """Return why the layout cannot hold such a layer, or an empty string."""
 
     def tensors(self, layer: QuantizedLayer) -> dict[str, Tensor]:
         """Return what is stored for ``layer``, by full tensor name."""
+
+    def wide(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors that are stored for parameters that stay as they are, by name."""
 
     def config(self, specs: Sequence[LayerSpec], wide: Sequence[str]) -> dict[str, Any]:
         """Return config.json's ``quantization_config``: ``specs`` are narrow, the modules named in ``wide`` are not."""

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from narrowcast.analysis.roofline import H100, Gpu
 from narrowcast.errors import InputError, NarrowcastError, nearest
+from narrowcast.io.compressed import CompressedTensors
 from narrowcast.io.hollow import HollowModel, open_hollow
 from narrowcast.io.native import Native
 from narrowcast.io.provenance import versions
@@ -18,14 +21,17 @@ from narrowcast.ptq import memory
 from narrowcast.ptq.calibration import Calibration, CalibrationConfig, from_batches, from_model, from_text
 from narrowcast.ptq.catalogue import recipe as recipe_of
 from narrowcast.ptq.judge import Judgement
-from narrowcast.ptq.load import load_quantized
+from narrowcast.ptq.part import specs_of
 from narrowcast.ptq.plan import Plan, folded, make_plan
+from narrowcast.ptq.pretrained import load
 from narrowcast.ptq.recipe import PtqRecipe
 from narrowcast.ptq.samples import beginnings, continued, side_by_side
+from narrowcast.ptq.served import in_layout
 from narrowcast.ptq.staging import Staging, check_out, layer_specs, plain
 from narrowcast.ptq.stream import Piece, Streamer
+from narrowcast.ptq.targets import find_targets
 
-LAYOUTS: dict[str, type[Layout]] = {"narrowcast": Native}
+LAYOUTS: dict[str, type[Layout]] = {"narrowcast": Native, "compressed-tensors": CompressedTensors}
 #: called with (steps done, steps in all, what is being done); a step is a part of the model, or its check
 OnStep = Callable[[int, int, str], None]
 Json = dict[str, Any]
@@ -71,7 +77,20 @@ def layout_of(name: str) -> Layout:
 
 def plan_folder(config: QuantizeConfig) -> Plan:
     """Return what would become of the model, from its config and headers alone."""
-    return make_plan(open_hollow(config.model), config.chosen, config.layout, config.gpu)
+    source = open_hollow(config.model)
+    config = bound(config, source)
+    return make_plan(source, config.chosen, config.layout, config.gpu)
+
+
+def bound(config: QuantizeConfig, source: HollowModel) -> QuantizeConfig:
+    """Return ``config`` with its layout made for the model, and its recipe in the conventions of that layout's loaders.
+
+    The dtype is that of the first weight to be narrowed.
+    """
+    targets, _ = find_targets(source.model, config.chosen.keep_wide)
+    layout = config.layout.for_model(source.model, specs_of(targets, config.chosen), source.dtype(targets[0].name))
+    recipe = in_layout(recipe_of(config.recipe), layout)
+    return replace(config, layout=layout, recipe=recipe)
 
 
 def quantize_folder(
@@ -96,6 +115,7 @@ def quantize_folder(
     check_out(out, resume=resume, overwrite=overwrite)
     begin = time.perf_counter()
     source = open_hollow(config.model, config.device)
+    config = bound(config, source)
     plan = make_plan(source, config.chosen, config.layout, config.gpu)
     memory.restart_peak()
     rest = memory.now()
@@ -229,7 +249,7 @@ def _samples(source: HollowModel, staging: Staging, data: Calibration) -> Json:
     original.load(original.names())
     before = continued(original.model, prompts, source.tokenizer)
     del original
-    after = continued(load_quantized(staging.folder)[0], prompts, source.tokenizer)
+    after = continued(load(staging.folder, torch.float32), prompts, source.tokenizer)
     return {"samples": side_by_side(prompts, before, after, source.tokenizer)}
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import torch
 
-from narrowcast.io.compressed import served as served_casts
+from narrowcast.io.compressed import CompressedTensors
+from narrowcast.io.quantized import Layout
 from narrowcast.ptq.recipe import PtqRecipe, Scheme
-from narrowcast.scaling import DividedTwoLevel
 
 
 def served(recipe: PtqRecipe, dtype: torch.dtype) -> PtqRecipe:
@@ -16,7 +16,11 @@ def served(recipe: PtqRecipe, dtype: torch.dtype) -> PtqRecipe:
     `io.compressed.served`); NVFP4 inputs get the static second level that those tools expect, so that calibration is
     needed. Schemes that compressed-tensors cannot express keep what it lacks; saving says so.
     """
+    return in_layout(recipe, CompressedTensors(dtype))
+
+
+def in_layout(recipe: PtqRecipe, layout: Layout) -> PtqRecipe:
+    """Return ``recipe`` with the casts that the loaders of ``layout`` compute in place of its own."""
     scheme = recipe.scheme
-    weight, activation = served_casts(scheme.weight, scheme.activation, dtype)
-    static = scheme.static or (activation is not None and isinstance(activation.scale, DividedTwoLevel))
+    weight, activation, static = layout.casts(scheme.weight, scheme.activation, scheme.static)
     return replace(recipe, scheme=Scheme(weight, activation, scheme.transform, static))

@@ -72,7 +72,7 @@ class Staging:
 
     def store(self, piece: Piece, narrowed: list[dict[str, Any]]) -> dict[str, Any]:
         """Write a finished part; only when everything of it is on the disk does it count as finished."""
-        tensors: dict[str, Tensor] = dict(piece.wide)
+        tensors = self.layout.wide(dict(piece.wide))
         for layer in piece.part.layers:
             tensors.update(self.layout.tensors(layer))
         path = self.folder / self.shard(piece.number)

@@ -10,23 +10,23 @@ Tied groups (q, k, v; gate, up) need one global scale under NVFP4: a pipeline qu
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from narrowcast.errors import InputError
-from narrowcast.io.compressed.args import CARRIER, input_args, served_input, weight_args
+from narrowcast.io.compressed.args import CARRIER, input_args, served, served_input, weight_args
 from narrowcast.io.compressed.args import refusal as refused_cast
 from narrowcast.io.compressed.formats import FORMATS, name_of
-from narrowcast.io.naming import Naming
+from narrowcast.io.naming import Naming, naming_of, reverted
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer
+from narrowcast.quantize import Cast
 from narrowcast.scaling import DividedTwoLevel
 
 METHOD = "compressed-tensors"
 KV_SCHEME = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
-_INSTEAD = "; layout 'narrowcast' can hold it"
 _FP8_MAX = 448.0
 
 
@@ -54,12 +54,21 @@ class CompressedTensors:
         """Name of the layout."""
         return METHOD
 
+    def for_model(self, model: nn.Module, specs: Sequence[LayerSpec], dtype: torch.dtype) -> "CompressedTensors":
+        """Return the layout with the names that checkpoints of ``model`` have, for its ``dtype``."""
+        return replace(self, dtype=dtype, naming=naming_of(model, specs))
+
+    def casts(self, weight: Cast, activation: Cast | None, static: bool) -> tuple[Cast, Cast | None, bool]:
+        """Return what loaders compute in place of these casts (`served`); NVFP4's inputs need a static second level."""
+        weight, activation = served(weight, activation, self.dtype)
+        return weight, activation, static or (activation is not None and isinstance(activation.scale, DividedTwoLevel))
+
+    def wide(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors under the names, and in the shapes, that checkpoints of the model have."""
+        return tensors if self.naming.model is None else reverted(self.naming.model, tensors)
+
     def refusal(self, spec: LayerSpec) -> str:
         """Return why the layout cannot hold such a layer, or an empty string."""
-        why = self._refusal(spec)
-        return f"{spec.name}: {why}{_INSTEAD}" if why else ""
-
-    def _refusal(self, spec: LayerSpec) -> str:
         if spec.kind not in ("Linear", "experts"):
             return f"{spec.kind} layers are not known there; keep it wide"
         if spec.transform is not None:
