@@ -17,18 +17,43 @@ _GEMMS = {"fwd": "y = x w^T", "dgrad": "dx = g w", "wgrad": "dw = g^T x"}
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Recipe to show; none lists all.")] = None,
+    post_training: Annotated[bool, typer.Option(help="Those of 'narrowcast quantize' instead of training's.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """List the recipes, or show one: the casts of its three gemms, what stays wide, and its paper.
 
     Example: narrowcast recipes mxfp4-rht-sr
     """
+    if post_training:
+        _post_training(name, as_json)
+        return
     if name is None:
         rows = [_line(r) for r in all_recipes().values()]
         emit({"recipes": rows}, as_json, lambda: _show_all(rows))
         return
     found = describe(recipe_of(name))
     emit(found, as_json, lambda: _show_one(found))
+
+
+def _post_training(name: str | None, as_json: bool) -> None:
+    """Show one recipe for trained models, or list them."""
+    from narrowcast.ptq import catalogue
+
+    if name is None:
+        rows = [{"name": r.name, "summary": r.summary, "paper": r.paper} for r in catalogue.recipes().values()]
+        emit({"recipes": rows}, as_json, lambda: _show_all(rows))
+        return
+    chosen = catalogue.recipe(name)
+    found = {**chosen.to_json(), "summary": chosen.summary, "paper": chosen.paper}
+    emit(found, as_json, lambda: _show_facts(found))
+
+
+def _show_facts(found: dict[str, Any]) -> None:
+    console.print(found["name"], style="bold")
+    console.print(f"  {found['summary']}")
+    for key, value in found.items():
+        if key not in ("name", "summary") and value not in (None, False):
+            console.print(f"  {key.replace('_', ' '):<12} {', '.join(value) if isinstance(value, list) else value}")
 
 
 def _line(r: Recipe) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Native:
             f"{name}.scales": torch.stack([q.scales for q in layer.matrices]),
         }
         if first.tensor_scale is not None:
-            scales = [q.tensor_scale.reshape(()) for q in layer.matrices if q.tensor_scale is not None]
+            scales = [q.tensor_scale for q in layer.matrices if q.tensor_scale is not None]
             found[f"{name}.tensor_scale"] = torch.stack(scales)
         if layer.spec.static and layer.input_amax is not None:
             found[f"{name}.input_amax"] = torch.tensor(layer.input_amax)

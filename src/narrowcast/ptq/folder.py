@@ -222,7 +222,7 @@ def _settings(config: QuantizeConfig, source: HollowModel, data: Calibration) ->
     files = sorted({stored.file for stored in source.weights.values()})
     return {
         "model": [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files],
-        "recipe": repr(config.chosen),
+        "recipe": config.chosen.to_json(),
         "layout": config.layout.name,
         "device": config.device,
         "calibration": data.digest,

@@ -83,6 +83,19 @@ class PtqRecipe:
     kv: Cast | None = None
     keep_wide: tuple[str, ...] = KEEP_WIDE
 
+    def to_json(self) -> dict[str, object]:
+        """Return everything that decides what is computed, as plain values; casts by their spelling."""
+        scheme = self.scheme
+        casts = {"weight": scheme.weight, "activation": scheme.activation, "transform": scheme.transform, "kv": self.kv}
+        how = {"search": self.search, "balance": self.balance, "solver": self.solver}
+        return {
+            "name": self.name,
+            **{key: None if value is None else str(value) for key, value in casts.items()},
+            **{key: None if value is None else repr(value) for key, value in how.items()},
+            "static": scheme.static,
+            "keep_wide": list(self.keep_wide),
+        }
+
     @property
     def needs_calibration(self) -> bool:
         """Whether the recipe looks at activations at all."""
