@@ -55,6 +55,19 @@ def test_gptq_beats_rounding_to_nearest_and_its_codes_decode_to_its_values(spell
     assert torch.equal(found.quantized.scales, settled.scale.stored)
 
 
+@every_cast
+def test_descent_never_does_worse_and_ends_where_no_single_change_helps(spelling):
+    w, h = layer()
+    settled = cast(spelling).settle(w)
+    damped = h + 0.01 * h.diagonal().mean() * torch.eye(len(h))
+    plain, one, many = (gptq(w, h, settled, Solver(refine=n, block=32)).values for n in (0, 1, 12))
+    errors = [output_error(w, v, damped) for v in (plain, one, many)]
+    assert errors[0] > errors[1] >= errors[2] - 1e-9
+    assert torch.equal(gptq(w, h, settled, Solver(refine=1, block=32)).quantized.dequantize(), one)
+    again = gptq(w, h, settled, Solver(refine=13, block=32)).values
+    assert (again != many).float().mean() < 1e-3
+
+
 def test_the_block_size_changes_only_the_speed():
     w, h = layer()
     settled = cast("int4/1x32/fp32").settle(w)

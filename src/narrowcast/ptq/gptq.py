@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.errors import InputError
-from narrowcast.ptq.sweep import sweep
+from narrowcast.ptq.sweep import descend, sweep
 from narrowcast.quantize import QTensor, Settled
 
 _ATTEMPTS = 4  # Cholesky factorisations tried, each with ten times the damping of the one before
@@ -30,15 +30,20 @@ class Solver:
         damping: added to diag(H), as a share of its mean.
         block: columns whose repairs are gathered before the rest of the matrix is touched (speed only).
         order: take the columns by falling diag(H).
+        refine: passes of coordinate descent afterwards (`sweep.descend`), each of which takes as long as GPTQ itself.
     """
 
     damping: float = 0.01
     block: int = 128
     order: bool = True
+    refine: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.damping >= 0 and self.block >= 1):
-            raise InputError(f"gptq: expected damping >= 0 and block >= 1, found {self.damping} and {self.block}")
+        if not (self.damping >= 0 and self.block >= 1 and self.refine >= 0):
+            raise InputError(
+                f"gptq: expected damping >= 0, block >= 1 and refine >= 0, found {self.damping}, {self.block} and "
+                f"{self.refine}"
+            )
 
     def solve(self, weight: Tensor, hessian: Tensor, settled: Settled) -> "Solution":
         """Return what `gptq` finds."""
@@ -88,9 +93,14 @@ def gptq(weight: Tensor, hessian: Tensor, settled: Settled, solver: Solver | Non
         values = settled.apply(work)
         note = f"H could not be factorised even with damping {damping:g}: rounded to nearest instead"
         return Solution(settled.quantize(work), values, damping, note)
-    at_rounding = sweep(work, upper, settled, order, solver.block)
+    found = sweep(work, upper, settled, order, solver.block)
+    if solver.refine:
+        h.diagonal().add_(damping * h.diagonal().mean())
+        found = settled.apply(found)
+    for _ in range(solver.refine):
+        found = descend(found, work, h, settled, order, solver.block)
     note = "" if damping == solver.damping else f"H needed damping {damping:g} to be factorised"
-    return Solution(settled.quantize(at_rounding), settled.apply(at_rounding), damping, note)
+    return Solution(settled.quantize(found), settled.apply(found), damping, note)
 
 
 def output_error(weight: Tensor, values: Tensor, hessian: Tensor) -> float:
