@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from narrowcast.errors import InputError
-from narrowcast.metrics import bootstrap, kl_divergence, mean_of, resamples, same_top, spearman
+from narrowcast.metrics import bootstrap, kl_divergence, mean_of, resamples, rouge_1, rouge_l, same_top, spearman
 
 G = torch.Generator().manual_seed(0)
 TIED = torch.randint(0, 6, (40,), generator=G).double()
@@ -60,3 +60,20 @@ def test_divergence_by_hand():
     assert float(kl_divergence(reference, logits)) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
     assert float(kl_divergence(reference, reference + 7.0)) == pytest.approx(0.0, abs=1e-12)
     assert same_top(reference, torch.tensor([[0.0, 0.1]])).tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("reference", "text", "one", "longest"),
+    [
+        ("police killed the gunman", "police kill the gunman", 0.75, 0.75),  # Lin 2004, section 3
+        ("police killed the gunman", "the gunman kill police", 0.75, 0.5),
+        ("a a b", "a b b", 2 / 3, 2 / 3),
+        ("a b", "c d", 0.0, 0.0),
+        ("same words", "same words", 1.0, 1.0),
+        ("", "", 1.0, 1.0),
+        ("a", "", 0.0, 0.0),
+    ],
+)
+def test_rouge_of_the_papers_sentences(reference, text, one, longest):
+    assert rouge_1(reference.split(), text.split()) == pytest.approx(one)
+    assert rouge_l(reference.split(), text.split()) == pytest.approx(longest)

@@ -138,6 +138,24 @@ def dynamic(bits: int) -> Codebook:
     return Codebook(f"dynamic{bits}", tuple(float(np.float32(float(v))) for v in sorted(values)))
 
 
+def normalised_float(exponent: int, mantissa: int) -> Codebook:
+    """Return the float of ``exponent`` and ``mantissa`` bits, no specials, as a codebook whose largest value is 1.
+
+    The exponent counts downwards from its largest value, and subnormals lie ``2**(exponent - 1) + 1`` binades below
+    one: half of them all but coincide with zero. Two exponent bits and one of mantissa are bitsandbytes' FP4.
+    Source: Dettmers & Zettlemoyer 2023, "The case for 4-bit precision", section 2.2.
+    """
+    bits = 1 + exponent + mantissa
+    if not (1 <= exponent <= 6 and mantissa >= 0 and bits <= 8):
+        raise InputError(f"a normalised float has 1 to 6 exponent bits and 8 in all, found {exponent} and {mantissa}")
+    bias = (1 << (exponent - 1)) + 1
+    parts = [Fraction(f, 1 << mantissa) for f in range(1 << mantissa)]
+    sub = [Fraction(1, 1 << bias) * f for f in parts]
+    values = sub + [Fraction(2) ** (bias + 1 - e) * (1 + f) for e in range(1, 1 << exponent) for f in parts]
+    table = [float(np.float32(float(v / max(values)))) for v in values]
+    return Codebook(f"float{bits}_e{exponent}", (*table, *(-v for v in table)))
+
+
 CODEBOOKS = (
     # Dettmers et al. 2023, "QLoRA": quantiles of the normal, with an exact zero and one more positive value
     Codebook(

@@ -5,6 +5,7 @@ from narrowcast.metrics.bootstrap import Interval, bootstrap, mean_of, resamples
 from narrowcast.metrics.correlation import spearman
 from narrowcast.metrics.divergence import kl_divergence, same_top, top_divergence
 from narrowcast.metrics.perplexity import bits_per_byte, losses_by_row, mean_loss, next_token_loss, perplexity
+from narrowcast.metrics.rouge import rouge_1, rouge_l
 
 __all__ = [
     "Interval",
@@ -18,6 +19,8 @@ __all__ = [
     "next_token_loss",
     "perplexity",
     "resamples",
+    "rouge_1",
+    "rouge_l",
     "same_top",
     "spearman",
     "top_divergence",

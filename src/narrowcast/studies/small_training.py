@@ -48,13 +48,24 @@ class Spread:
         return statistics.stdev(self.losses) if len(self.losses) > 1 else 0.0
 
 
-def trained(chosen: Recipe, setting: Setting, seed: int, *, steps: int = 150, lr: float = 4e-3) -> TrainResult:
-    """Train the small Llama on tiny Shakespeare and return the result; a quick run takes two steps."""
+def trained(
+    chosen: Recipe,
+    setting: Setting,
+    seed: int,
+    *,
+    steps: int = 150,
+    lr: float = 4e-3,
+    shape: dict[str, int] | None = None,
+) -> TrainResult:
+    """Train the small Llama on tiny Shakespeare and return the result; a quick run takes two steps.
+
+    ``shape`` replaces entries of its config, such as ``hidden_size``.
+    """
     text = setting.folder("text") / "tinyshakespeare.txt"
     sizes = _QUICK if setting.quick else {"steps": steps, "batch": 8, "context": 64, "eval_batches": 32}
     with TemporaryDirectory() as folder:
         model = Path(folder) / "config.json"
-        model.write_text(json.dumps(_CONFIG))
+        model.write_text(json.dumps(_CONFIG | (shape or {})))
         config = TrainConfig(data=text, model=model, seed=seed, lr=lr, eval_every=10**9, vocab=512, **sizes)  # type: ignore[arg-type]
         return train(config, chosen=chosen)
 
