@@ -19,6 +19,7 @@ FLOORS = {
     "transforms": 2,
     "quantize": 3,
     "ops": 4,
+    "storage": 4,
     "kernels": 5,
     "backend": 6,
     "arithmetic": 7,

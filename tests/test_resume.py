@@ -22,7 +22,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(inputs: Path, out: Path, *more: str) -> list[str]:
     return [
-        "train", "--recipe", "mxfp4-rht-sr", "--steps", "30", "--batch", "4", "--context", "32", "--vocab", "300",
+        "train", "--recipe", "mxfp4-rht-sr+bf16-adam-sr", "--steps", "30", "--batch", "4", "--context", "32", "--vocab", "300",
         "--checkpoint-every", "4", "--eval-every", "10", "--threads", "1", "--model", str(inputs / "config.json"),
         "--data", str(inputs / "text"), "--out", str(out), *more,
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from narrowcast.errors import CheckFailed, InputError, NarrowcastError
 from narrowcast.formats import Format, Stream, format, formats, roundings
 from narrowcast.nn import OPERANDS, LinearSpec
 from narrowcast.ops import REUSE, WIDE, Gemm, Reuse
+from narrowcast.optim import optimizer, optimizers
 from narrowcast.quantize import PRESETS, Cast, QTensor, cast, round
 from narrowcast.recipes import LossScale, Recipe, convert, recipe, recipes
 from narrowcast.transforms import Hadamard
@@ -47,6 +48,8 @@ __all__ = [
     "convert",
     "format",
     "formats",
+    "optimizer",
+    "optimizers",
     "ptq",
     "quantize",
     "recipe",

@@ -6,6 +6,7 @@ reason, and with ``backend="native"`` it raises instead.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -22,6 +23,7 @@ from narrowcast.ops import Gemm
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
 from narrowcast.quantize import quantize as quantize_by
+from narrowcast.storage import Storage
 
 BACKENDS = ("auto", "emulate", "native")
 
@@ -119,6 +121,34 @@ def choose_quantize(backend: str, cast: Cast, x: Tensor, what: str = "tensor") -
         reason = f"kernels know formats by their names, and {cast.format} is not what its name says"
     if reason is None:
         return Choice("native", "one Triton pass", "")
+    if backend == "native":
+        raise InputError(f"{what}: backend 'native' cannot run here: {reason}; use 'auto' or 'emulate'")
+    return Choice("emulate", emulated, reason)
+
+
+def choose_optimizer(
+    backend: str,
+    rule: str,
+    storages: Mapping[str, Storage],
+    p: Tensor,
+    gradient: Tensor | None,
+    what: str = "optimizer",
+) -> Choice:
+    """Return what makes an update of ``p`` by ``rule`` with states kept by ``storages``.
+
+    Raises InputError for an unknown backend, and for ``native`` where only emulation is possible.
+    """
+    _check(backend)
+    emulated = "plain PyTorch, one operation after another"
+    if backend == "emulate":
+        return Choice("emulate", emulated, "asked for")
+    reason = _no_kernels(p.device.type)
+    if reason is None:
+        from narrowcast.kernels.kept_facts import reason as reason_of
+
+        reason = reason_of(rule, storages, p, gradient)
+    if reason is None:
+        return Choice("native", "one Triton launch for all tensors", "")
     if backend == "native":
         raise InputError(f"{what}: backend 'native' cannot run here: {reason}; use 'auto' or 'emulate'")
     return Choice("emulate", emulated, reason)

@@ -20,12 +20,12 @@ from torch import nn
 from narrowcast.analysis import (
     H100,
     LLAMA_8B,
-    OPTIMIZER_TRAFFIC,
     Layer,
     NoiseFloor,
     Work,
     footprint,
     noise_floor,
+    optimizer_traffic,
     predict,
     probe,
 )
@@ -197,11 +197,11 @@ def _by_construction(chosen: Recipe, start: Start, config: TrainConfig) -> Json:
     model = copy.deepcopy(start.model).to(device)
     conversion = chosen.convert(model, backend=config.backend, seed=config.seed)
     tokens = start.tokens.validation_batches(1, config.batch, config.context)[0].to(device)
-    traffic = float(OPTIMIZER_TRAFFIC * sum(p.numel() for p in model.parameters()))
+    traffic = optimizer_traffic(model, chosen.optimizer)
     small = predict(chosen.linear, _work(conversion, _tokens_per_step(config)), other_bytes=traffic)
     large = predict(chosen.linear, LLAMA_8B)
     return {
-        **asdict(footprint(model, tokens)),
+        **asdict(footprint(model, tokens, chosen.optimizer)),
         "h100_step_seconds": small.seconds,
         "h100_8b_step_seconds": large.seconds,
         "h100_note": large.note,

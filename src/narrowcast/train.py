@@ -32,9 +32,12 @@ from narrowcast.metrics import mean_loss, next_token_loss
 from narrowcast.models import default_config, from_config
 from narrowcast.nn import Conversion
 from narrowcast.optim import LossScaler, learning_rate
+from narrowcast.optim.narrow import WIDE_STATES, NarrowOptimizer
 from narrowcast.place import Place
 from narrowcast.recipes import Recipe, recipe
 from narrowcast.workloads import TokenizedCorpus, derived_seed, load_corpus, tokenize
+
+_BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class TrainConfig:
     """Everything that decides the numbers of a run.
 
     Attributes:
-        recipe: name of the recipe.
+        recipe: name of the recipe, with ``+OPTIMIZER`` where its states are to be kept otherwise.
         data: text file or folder, None for the standard library's source.
         model: Hugging Face folder or config file, None for the small default Llama.
         steps, batch, context, accumulate: updates; sequences per micro-batch; tokens per sequence; micro-batches.
@@ -193,14 +196,24 @@ class Trainer:
         self.model = model
         self.runs: Any = torch.compile(model) if config.compile else model  # the same parameters
         self.scaler = LossScaler(**asdict(self.recipe.loss_scale)) if self.recipe.loss_scale else None
-        groups = parameter_groups(model, self.recipe, config.weight_decay)
-        fused = self.place.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=fused)
+        self.optimizer = self._optimizer()
         held_out = tokens.validation_batches(config.eval_batches, config.batch, config.context)
         self.validation = [batch.to(self.place.device) for batch in held_out]
         seen = config.batch * config.context * config.accumulate
         self.result = TrainResult(model, conversion, tokens, seen, self.validation[0])
         self.step = 0
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        c, states = self.config, self.recipe.optimizer
+        groups = parameter_groups(self.model, self.recipe, c.weight_decay)
+        if states is None:
+            return torch.optim.AdamW(groups, lr=c.lr, betas=_BETAS, fused=self.place.device.type == "cuda")
+        split = [
+            {**group, "params": [p for p in group["params"] if (p.dim() >= 2) is matrix], "states": name}
+            for group in groups
+            for matrix, name in ((True, states), (False, WIDE_STATES))
+        ]
+        return NarrowOptimizer(split, states, c.lr, _BETAS, seed=c.seed, backend=c.backend)
 
     def run(self, on_step: Callable[[StepInfo], None] | None) -> TrainResult:
         """Train from the current step to the last."""
@@ -321,7 +334,7 @@ class Trainer:
             prefix = f"optimizer.{name}."
             state = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
             if state:  # where the optimizer would have made it: on the device, but for an unfused step count
-                fused = any(group["fused"] for group in self.optimizer.param_groups)
+                fused = any(group.get("fused") for group in self.optimizer.param_groups)
                 self.optimizer.state[p] = {
                     k: t if k == "step" and not fused else t.to(p.device) for k, t in state.items()
                 }

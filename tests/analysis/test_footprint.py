@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import narrowcast as nc
-from narrowcast.analysis.footprint import Footprint, activation_bytes, footprint
+from narrowcast.analysis.footprint import Footprint, activation_bytes, footprint, optimizer_traffic
 
 TOKENS = torch.zeros(2, 65, dtype=torch.int64)  # 2 sequences of 64 tokens
 M, K, N, VOCAB = 128, 128, 256, 8
@@ -61,6 +61,16 @@ def test_weights_with_scales_and_the_rest_in_bfloat16(recipe: str, bits: float) 
     assert found.bits_weights == pytest.approx(bits)
     assert found.model_bytes == round((NARROW * bits + WIDE * 16) / 8)
     assert found.optimizer_bytes == 12 * (NARROW + WIDE)
+
+
+def test_narrow_states_count_at_their_width() -> None:
+    """4 bytes and three scales for a matrix, 12 for a vector."""
+    model = converted("fp8-rowwise")
+    vectors = sum(p.numel() for p in model.parameters() if p.dim() < 2)
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    expected = 12 * vectors + sum(4 * p.numel() + 12 for p in matrices)
+    assert footprint(model, TOKENS, "fp8-adam").optimizer_bytes == expected
+    assert optimizer_traffic(model, "fp8-adam") == 2 * expected + 6 * (NARROW + WIDE)
 
 
 def test_without_a_recipe_everything_is_float32() -> None:

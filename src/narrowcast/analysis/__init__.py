@@ -1,6 +1,6 @@
 """Floor 6: what a recipe costs and gains, from measurements and named constants."""
 
-from narrowcast.analysis.footprint import OPTIMIZER_TRAFFIC, Footprint, footprint
+from narrowcast.analysis.footprint import Footprint, footprint, optimizer_traffic
 from narrowcast.analysis.noise import NoiseFloor, noise_floor
 from narrowcast.analysis.roofline import H100, LLAMA_8B, Gpu, Layer, Prediction, Work, predict
 from narrowcast.analysis.sites import OperandLoss, operand_loss, probe
@@ -8,7 +8,6 @@ from narrowcast.analysis.sites import OperandLoss, operand_loss, probe
 __all__ = [
     "H100",
     "LLAMA_8B",
-    "OPTIMIZER_TRAFFIC",
     "Footprint",
     "Gpu",
     "Layer",
@@ -19,6 +18,7 @@ __all__ = [
     "footprint",
     "noise_floor",
     "operand_loss",
+    "optimizer_traffic",
     "predict",
     "probe",
 ]

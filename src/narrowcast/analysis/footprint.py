@@ -4,7 +4,7 @@ This emulation itself holds everything in float32; these are not its bytes. Scal
 
 - *weights*: converted layers by their forward weight cast; other parameters as bfloat16 (float32 without a recipe);
 - *operands*: all six of every converted layer, each in the shape in which its gemm reads it;
-- *optimizer*: float32 master weights and AdamW's two float32 moments, 12 bytes per parameter in every recipe here;
+- *optimizer*: master weights and AdamW's two moments, 12 bytes per parameter in float32, less where the recipe says so;
 - *activations*: what autograd keeps from one real forward pass; see `activation_bytes`.
 """
 
@@ -18,10 +18,9 @@ from narrowcast.analysis.roofline import Layer
 from narrowcast.metrics import next_token_loss
 from narrowcast.nn import OPERANDS, Linear
 from narrowcast.ops import Reuse
+from narrowcast.optim import state_bytes
 
-_OPTIMIZER_BYTES = 12  # float32 master weight and two float32 moments per parameter
-#: bytes per parameter that AdamW moves: reads weight, gradient and moments, writes back three and a bfloat16 copy
-OPTIMIZER_TRAFFIC = 16 + 12 + 2
+_GRADIENT_AND_COPY = 4 + 2  # bytes per parameter that AdamW reads of gradients, and writes as a bfloat16 copy
 _FIRST = {"x": "fwd.x", "w": "fwd.w", "g": "dgrad.g"}
 
 
@@ -33,7 +32,7 @@ class Footprint:
         bits_weights: bits per element of the narrowed weights, scales counted.
         bits_operands: bits per element over the six operands, scales counted.
         model_bytes: narrowed weights as codes and scales, the rest in bfloat16 (float32 without a recipe).
-        optimizer_bytes: float32 master weights and both AdamW moments.
+        optimizer_bytes: master weights and both AdamW moments.
         activation_bytes: kept for the backward pass; see `activation_bytes`.
     """
 
@@ -44,21 +43,31 @@ class Footprint:
     activation_bytes: int
 
 
-def footprint(model: nn.Module, tokens: Tensor) -> Footprint:
-    """Return the footprint of a converted ``model`` in one training step on ``tokens`` ``[batch, context + 1]``."""
+def optimizer_traffic(model: nn.Module, states: str | None) -> float:
+    """Return the bytes that an AdamW step moves: gradients, master weights and moments read, and all but those written.
+
+    ``states``: how the latter are kept, as `Recipe.optimizer`.
+    """
+    return 2 * state_bytes(model, states) + _GRADIENT_AND_COPY * sum(p.numel() for p in model.parameters())
+
+
+def footprint(model: nn.Module, tokens: Tensor, states: str | None = None) -> Footprint:
+    """Return the footprint of a converted ``model`` in one training step on ``tokens`` ``[batch, context + 1]``.
+
+    ``states``: how the optimizer keeps master weights and moments, as `Recipe.optimizer`.
+    """
     linears = [m for m in model.modules() if isinstance(m, Linear)]
     wide = 16 if linears else 32
     narrow = {id(m.weight): m.spec.cast("fwd.w").bits_per_element(tuple(m.weight.shape)) for m in linears}
     bits = sum(p.numel() * narrow.get(id(p), wide) for p in model.parameters())
     elements = sum(m.weight.numel() for m in linears)
     weight_bits = sum(m.weight.numel() * narrow[id(m.weight)] for m in linears)
-    count = sum(p.numel() for p in model.parameters())
     rows = tokens.shape[0] * (tokens.shape[1] - 1)
     return Footprint(
         weight_bits / elements if linears else 32.0,
         _operand_bits(linears, rows) if linears else 32.0,
         round(bits / 8),
-        count * _OPTIMIZER_BYTES,
+        round(state_bytes(model, states)),
         activation_bytes(model, tokens, wide),
     )
 

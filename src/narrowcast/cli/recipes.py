@@ -8,6 +8,7 @@ from rich.table import Table
 from narrowcast.cli.common import JsonFlag, console, emit
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.ops import Gemm
+from narrowcast.optim import Method, optimizers
 from narrowcast.recipes import Recipe
 from narrowcast.recipes import recipe as recipe_of
 from narrowcast.recipes import recipes as all_recipes
@@ -20,16 +21,17 @@ def recipes(
     post_training: Annotated[bool, typer.Option(help="Those of 'narrowcast quantize' instead of training's.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the recipes, or show one: the casts of its three gemms, what stays wide, and its paper.
+    """List the recipes and optimizers, or show one recipe: the casts of its three gemms, what stays wide, and its paper.
 
-    Example: narrowcast recipes mxfp4-rht-sr
+    Example: narrowcast recipes mxfp4-rht-sr+fp8-adam
     """
     if post_training:
         _post_training(name, as_json)
         return
     if name is None:
         rows = [_line(r) for r in all_recipes().values()]
-        emit({"recipes": rows}, as_json, lambda: _show_all(rows))
+        states = [_states(method) for method in optimizers().values()]
+        emit({"recipes": rows, "optimizers": states}, as_json, lambda: _show_all(rows, states))
         return
     found = describe(recipe_of(name))
     emit(found, as_json, lambda: _show_one(found))
@@ -60,6 +62,18 @@ def _line(r: Recipe) -> dict[str, Any]:
     return {"name": r.name, "summary": r.summary, "paper": r.paper}
 
 
+def _states(method: Method) -> dict[str, Any]:
+    kept = {name: str(storage) for name, storage in method.storages.items()}
+    size = method.bytes_per_parameter(1 << 20)
+    return {
+        "name": method.name,
+        "bytes_per_parameter": size,
+        "states": kept,
+        "summary": method.summary,
+        "paper": method.paper,
+    }
+
+
 def describe(r: Recipe) -> dict[str, Any]:
     """Return everything that a recipe says, as plain JSON values; ``gemms`` is empty for plain float32."""
     scale = r.loss_scale
@@ -69,6 +83,7 @@ def describe(r: Recipe) -> dict[str, Any]:
         "keep_wide": list(r.keep_wide),
         "changes": [str(change) for change in r.changes],
         "parametrisation": r.parametrisation and str(r.parametrisation),
+        "optimizer": r.optimizer,
         "loss_scale": scale and {k: getattr(scale, k) for k in ("initial", "growth", "backoff", "interval")},
     }
 
@@ -88,12 +103,21 @@ def _gemm(spec: LinearSpec, name: str) -> dict[str, Any]:
     }
 
 
-def _show_all(rows: list[dict[str, Any]]) -> None:
+def _show_all(rows: list[dict[str, Any]], states: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for head in ("recipe", "summary", "paper"):
         table.add_column(head)
     for row in rows:
         table.add_row(row["name"], row["summary"], row["paper"])
+    console.print(table)
+    console.print(
+        "\nA recipe's optimizer keeps everything in float32, unless one of these is added: RECIPE+OPTIMIZER.\n"
+    )
+    table = Table(box=None, pad_edge=False)
+    for head in ("optimizer", "bytes", "summary", "paper"):
+        table.add_column(head)
+    for row in states:
+        table.add_row(row["name"], f"{row['bytes_per_parameter']:.2f}", row["summary"], row["paper"])
     console.print(table)
 
 
@@ -101,6 +125,7 @@ def _show_one(found: dict[str, Any]) -> None:
     console.print(found["name"], style="bold")
     console.print(f"  {found['summary']}")
     console.print(f"  paper        {found['paper']}")
+    console.print(f"  optimizer    {found['optimizer'] or 'AdamW, float32'}")
     scale = found["loss_scale"]
     dynamic = scale and "starts at {initial:g}, x{growth:g} after {interval} good steps, x{backoff:g} at an overflow"
     console.print(f"  loss scale   {dynamic.format(**scale) if scale else 'none'}")

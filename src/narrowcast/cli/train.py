@@ -20,11 +20,15 @@ from narrowcast.cli.common import (
     WideOption,
     console,
     emit,
+    megabytes,
     progress,
     use_threads,
 )
 from narrowcast.errors import InputError
 from narrowcast.metrics import perplexity
+from narrowcast.optim import state_bytes
+from narrowcast.recipes import Recipe
+from narrowcast.recipes import recipe as find
 from narrowcast.train import StepInfo, TrainConfig, TrainResult
 from narrowcast.train import train as run_training
 
@@ -32,7 +36,7 @@ _D = TrainConfig()
 
 
 def train(
-    recipe: Annotated[str, typer.Option(help="Recipe to train under; see 'narrowcast recipes'.")] = _D.recipe,
+    recipe: Annotated[str, typer.Option(help="Recipe, or RECIPE+OPTIMIZER; see 'narrowcast recipes'.")] = _D.recipe,
     data: DataOption = None,
     model: ModelOption = None,
     out: OutOption = Path("runs/train"),
@@ -121,13 +125,18 @@ def _payload(config: TrainConfig, result: TrainResult, out: Path) -> dict[str, A
         "final_val_loss": result.final_val_loss,
         "seconds_per_step": result.seconds_per_step,
         "skipped_steps": result.skipped_steps,
+        "optimizer_bytes": round(_optimizer_bytes(result, find(config.recipe))),
         "conversion": result.conversion.to_json(),
     }
 
 
+def _optimizer_bytes(result: TrainResult, chosen: Recipe) -> float:
+    return state_bytes(result.model, chosen.optimizer)
+
+
 def _show(config: TrainConfig, result: TrainResult, out: Path) -> None:
     corpus = result.tokens.corpus
-    narrow = result.conversion.narrow
+    narrow, chosen = result.conversion.narrow, find(config.recipe)
     console.print(f"corpus      {corpus.name}: {corpus.files} files, {corpus.split}", highlight=False)
     if corpus.skipped:
         name, reason = corpus.skipped[0]
@@ -136,6 +145,8 @@ def _show(config: TrainConfig, result: TrainResult, out: Path) -> None:
     console.print(
         f"recipe      {config.recipe}: {len(narrow)} layers narrowed, {wide} sites left wide", highlight=False
     )
+    states = chosen.optimizer or "float32"
+    console.print(f"optimizer   {states}: {megabytes(_optimizer_bytes(result, chosen))} of master weights and moments")
     if narrow and narrow[0].backend == "emulate":
         console.print(f"backend     emulate: {narrow[0].why}", highlight=False)
     for step, loss in result.val_losses:

@@ -14,6 +14,9 @@ from torch import Tensor
 from narrowcast.errors import InputError
 from narrowcast.formats.views import split_axis
 
+#: codes of whole bytes are packed by conversion: on little-endian machines their bytes lie as the stream's
+_WHOLE = {8: torch.uint8, 16: torch.int16, 32: torch.int32}
+
 
 def packed_size(count: int, bits: int) -> int:
     """Return the bytes that a row of ``count`` codes of ``bits`` bits takes."""
@@ -23,6 +26,8 @@ def packed_size(count: int, bits: int) -> int:
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack unsigned codes ``[..., n]`` of ``bits`` bits (1 to 32) into ``uint8 [..., ceil(n * bits / 8)]``."""
     group, width = _group(bits)
+    if bits in _WHOLE and codes.numel():
+        return codes.to(_WHOLE[bits], copy=True).contiguous().view(torch.uint8)
     count = codes.shape[-1]
     padded = split_axis(F.pad(codes.to(torch.int64), (0, -count % group)), -1, group)
     stream = padded.new_zeros((*padded.shape[:-1], width))
@@ -38,6 +43,9 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     found, expected = packed.shape[-1], packed_size(count, bits)
     if found != expected:
         raise InputError(f"packed row has {found} bytes, expected {expected} for {count} codes of {bits} bits")
+    if bits in _WHOLE and packed.numel() and packed.storage_offset() % (bits // 8) == 0:
+        whole = packed.contiguous().view(_WHOLE[bits]).int()
+        return whole & ((1 << bits) - 1) if bits < 32 else whole.clone()
     stream = split_axis(F.pad(packed.to(torch.int64), (0, -found % width)), -1, width)
     codes = stream.new_zeros((*stream.shape[:-1], group))
     for code, byte, shift in _overlaps(bits):

@@ -35,13 +35,20 @@ def recipes() -> dict[str, Recipe]:
 
 
 def recipe(name: str | Recipe) -> Recipe:
-    """Return the recipe called ``name``; InputError with the nearest names."""
+    """Return the recipe called ``name``; InputError with the nearest names.
+
+    ``RECIPE+OPTIMIZER``, e.g. ``fp8-rowwise+fp8-adam``, is a recipe with its optimizer's states kept as one of
+    `nc.optimizers()` says.
+    """
     if isinstance(name, Recipe):
         return name
     known = recipes()
-    if name not in known:
-        raise InputError(f"unknown recipe {name!r}{nearest(name, known)}")
-    return known[name]
+    if name in known:
+        return known[name]
+    base, plus, states = name.partition("+")
+    if plus and base in known:
+        return known[base].with_optimizer(states)
+    raise InputError(f"unknown recipe {name!r}{nearest(base, known)}")
 
 
 def convert(

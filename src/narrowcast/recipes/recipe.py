@@ -1,6 +1,6 @@
 """A recipe: the precision of a whole training run, as data with its paper."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -9,6 +9,7 @@ from narrowcast.nn.change import Change
 from narrowcast.nn.convert import KEEP_WIDE, Conversion, convert_linears
 from narrowcast.nn.spec import LinearSpec
 from narrowcast.nn.unit import UnitVariance
+from narrowcast.optim.catalogue import method
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LossScale:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is narrowed and how; master weights and optimizer states stay float32 throughout.
+    """What is narrowed and how.
 
     Attributes:
         name: as in `nc.recipe(name)`.
@@ -41,6 +42,7 @@ class Recipe:
         keep_wide: glob patterns of modules that stay wide.
         changes: swaps of other modules.
         parametrisation: what the converted layers' weights are multiples of, or None for the model's own.
+        optimizer: how master weights and moments are kept, a name of `nc.optimizers()`; None for AdamW in float32.
     """
 
     name: str
@@ -51,6 +53,18 @@ class Recipe:
     keep_wide: tuple[str, ...] = KEEP_WIDE
     changes: tuple[Change, ...] = ()
     parametrisation: UnitVariance | None = None
+    optimizer: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer is not None:
+            method(self.optimizer)
+
+    def with_optimizer(self, name: str) -> "Recipe":
+        """Return this recipe with its optimizer's states kept as ``name`` says."""
+        known = method(name)
+        paper = f"{self.paper}; {known.paper}" if known.paper else self.paper
+        summary = f"{self.summary}; optimizer: {known.summary}"
+        return replace(self, name=f"{self.name}+{name}", summary=summary, paper=paper, optimizer=name)
 
     def convert(
         self, model: nn.Module, *, backend: str = "auto", seed: int = 0, only: tuple[str, ...] = ()
