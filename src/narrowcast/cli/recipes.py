@@ -21,7 +21,7 @@ def recipes(
     post_training: Annotated[bool, typer.Option(help="Those of 'narrowcast quantize' instead of training's.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """List the recipes and optimizers, or show one recipe: the casts of its three gemms, what stays wide, and its paper.
+    """List recipes and optimizers, or show one recipe: the casts of its three gemms, what stays wide, its paper.
 
     Example: narrowcast recipes mxfp4-rht-sr+fp8-adam
     """
