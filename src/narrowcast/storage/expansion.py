@@ -26,7 +26,7 @@ from torch import Tensor
 
 from narrowcast.errors import InputError
 from narrowcast.formats import Format, Minifloat, Stream
-from narrowcast.scaling.scales import FLOAT32_MAX, SMALLEST, _divided
+from narrowcast.scaling.scales import FLOAT32_MAX, SMALLEST, divided
 from narrowcast.storage.storage import Storage, Stored
 
 SIXTEENTHS = 16  # k is a multiple of 1/16
@@ -107,13 +107,13 @@ class Expanded(Storage):
         some = finite & (largest > 0)
         ratio = torch.where(some, largest, 1.0) / torch.where(some, smallest, 1.0)
         binades = log2(ratio.clamp(1.0, FLOAT32_MAX)).clamp_min(2.0**-20)
-        return _divided(SIXTEENTHS * self.binades, binades).floor_().clamp_(1, _MOST)
+        return divided(SIXTEENTHS * self.binades, binades).floor_().clamp_(1, _MOST)
 
     def load(self, stored: Mapping[str, Tensor], count: int) -> Tensor:
         """Return the values."""
         q = self.format.decode(stored["codes"]).view(-1, self.group)
         magnitude = q.abs()
-        inverse = _divided(float(SIXTEENTHS), stored["powers"].float()).view(-1, 1)
+        inverse = divided(float(SIXTEENTHS), stored["powers"].float()).view(-1, 1)
         depth = log2(magnitude.clamp_min(SMALLEST)).sub_(self.log2_max) * inverse
         share = torch.where(magnitude == 0, 0.0, exp2(depth)).copysign_(q)
         return share.mul_(stored["largest"].view(-1, 1)).flatten()[:count]
