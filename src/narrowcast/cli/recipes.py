@@ -31,7 +31,7 @@ def recipes(
     if name is None:
         rows = [_line(r) for r in all_recipes().values()]
         states = [_states(method) for method in optimizers().values()]
-        emit({"recipes": rows, "optimizers": states}, as_json, lambda: _show_all(rows, states))
+        emit({"recipes": rows, "optimizers": states}, as_json, lambda: _show_both(rows, states))
         return
     found = describe(recipe_of(name))
     emit(found, as_json, lambda: _show_one(found))
@@ -103,21 +103,23 @@ def _gemm(spec: LinearSpec, name: str) -> dict[str, Any]:
     }
 
 
-def _show_all(rows: list[dict[str, Any]], states: list[dict[str, Any]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for head in ("recipe", "summary", "paper"):
-        table.add_column(head)
-    for row in rows:
-        table.add_row(row["name"], row["summary"], row["paper"])
-    console.print(table)
-    console.print(
-        "\nA recipe's optimizer keeps everything in float32, unless one of these is added: RECIPE+OPTIMIZER.\n"
-    )
+def _show_both(rows: list[dict[str, Any]], states: list[dict[str, Any]]) -> None:
+    _show_all(rows)
+    console.print("\nRECIPE+OPTIMIZER: master weights and moments kept as one of these; else AdamW in float32\n")
     table = Table(box=None, pad_edge=False)
     for head in ("optimizer", "bytes", "summary", "paper"):
         table.add_column(head)
     for row in states:
         table.add_row(row["name"], f"{row['bytes_per_parameter']:.2f}", row["summary"], row["paper"])
+    console.print(table)
+
+
+def _show_all(rows: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for head in ("recipe", "summary", "paper"):
+        table.add_column(head)
+    for row in rows:
+        table.add_row(row["name"], row["summary"], row["paper"])
     console.print(table)
 
 
