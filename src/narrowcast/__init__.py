@@ -21,6 +21,9 @@ from narrowcast.transforms import Hadamard
 
 if TYPE_CHECKING:
     from narrowcast import ptq
+    from narrowcast.io.pretrained import save_pretrained
+    from narrowcast.ptq.huggingface import HFConfig
+    from narrowcast.ptq.pretrained import describe, load
 
 __version__ = "0.1.0"
 
@@ -33,6 +36,7 @@ __all__ = [
     "CheckFailed",
     "Format",
     "Gemm",
+    "HFConfig",
     "Hadamard",
     "InputError",
     "LinearSpec",
@@ -46,8 +50,10 @@ __all__ = [
     "arithmetic",
     "cast",
     "convert",
+    "describe",
     "format",
     "formats",
+    "load",
     "optimizer",
     "optimizers",
     "ptq",
@@ -56,6 +62,7 @@ __all__ = [
     "recipes",
     "round",
     "roundings",
+    "save_pretrained",
 ]
 
 #: public names that are imported when they are first used: "module" or "module:name"

@@ -34,6 +34,7 @@ WITHIN: dict[str, dict[str, str]] = {
     "formats": {
         "conform": "Hold someone else's encoder against a format, bit for bit.",
         "convert": "Rewrite a safetensors file in a format; what each tensor lost.",
+        "dequantize": "Say what a quantized model folder is; write it with plain weights.",
     },
 }
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it

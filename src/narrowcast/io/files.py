@@ -7,6 +7,7 @@ folder is pushed too, for the rename itself to survive a power cut.
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,6 +57,28 @@ def remove_parts(folder: Path) -> None:
     """Delete what killed writers left in ``folder``."""
     for part in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill; it becomes ``path``, which must not exist or be empty, when the block ends well.
+
+    Raises InputError where something is there, and where it cannot be written; then ``path`` is as it was.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path}: exists already; choose another folder, or remove it")
+    part = path.with_name(f"{_PREFIX}{path.name}{_SUFFIX}")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            path.rmdir()
+        part.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, error) from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def is_part(path: Path) -> bool:

@@ -1,21 +1,20 @@
 """Saving a model that was quantized in memory, as a folder that `transformers` and vLLM load as it is."""
 
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError, nearest
 from narrowcast.io.compressed import CompressedTensors
-from narrowcast.io.files import cannot_write
+from narrowcast.io.files import new_folder
 from narrowcast.io.native import Native
 from narrowcast.io.quantized import LayerSpec, Layout, QuantizedLayer, remembered
+from narrowcast.io.shards import write_shards
 
 LAYOUTS = ("compressed-tensors", "narrowcast")
 _ROUTERS = ("Router", "Gating", "Gate")  # classes of routers that serving tools treat as linear layers
@@ -72,23 +71,11 @@ def save_pretrained(
     chosen = layout_for(model, specs, layout, kv)
     refuse(chosen, specs)
     target = Path(path)
-    _check_empty(target)
-    tensors = _tensors(model, layers, chosen)
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        part.mkdir(parents=True)
-        total = write_shards(part, tensors, shard_bytes)
-        _write_config(model, part, chosen.config(specs, wide_modules(model, specs)))
+    with new_folder(target) as folder:
+        total = write_shards(folder, _tensors(model, layers, chosen), shard_bytes)
+        _write_config(model, folder, chosen.config(specs, wide_modules(model, specs)))
         if tokenizer is not None:
-            tokenizer.save_pretrained(part)
-        if target.exists():
-            target.rmdir()
-        part.rename(target)
-    except OSError as error:
-        raise cannot_write(target, error) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            tokenizer.save_pretrained(folder)
     notes = chosen.notes(specs) if isinstance(chosen, CompressedTensors) else []
     return Saved(target, chosen.name, len(layers), total, tuple(notes))
 
@@ -126,50 +113,6 @@ def wide_modules(model: nn.Module, specs: Iterable[LayerSpec]) -> list[str]:
     ]
 
 
-def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int) -> int:
-    """Write named tensors as safetensors files of at most ``limit`` bytes (or one tensor), and their index.
-
-    One shard is in memory at a time. Returns the bytes of all tensors.
-    """
-    files: list[list[str]] = []
-    batch: dict[str, Tensor] = {}
-    size = total = 0
-
-    def flush() -> None:
-        files.append(list(batch))
-        save_file(batch, folder / f"{len(files):05d}.safetensors", metadata={"format": "pt"})
-        batch.clear()
-
-    for name, tensor in tensors:
-        own = _own(tensor)
-        if batch and size + own.nbytes > limit:
-            flush()
-            size = 0
-        batch[name] = own
-        size, total = size + own.nbytes, total + own.nbytes
-    flush()
-    _name_shards(folder, files, total)
-    return total
-
-
-def _name_shards(folder: Path, files: list[list[str]], total: int) -> None:
-    if len(files) == 1:
-        (folder / "00001.safetensors").rename(folder / "model.safetensors")
-        return
-    places: dict[str, str] = {}
-    for number, names in enumerate(files, 1):
-        final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        (folder / f"{number:05d}.safetensors").rename(folder / final)
-        places |= dict.fromkeys(names, final)
-    index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """Return a copy in memory of its own, as safetensors wants it: a scale may be shared by several weights."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
 def _tensors(model: nn.Module, layers: tuple[QuantizedLayer, ...], layout: Layout) -> Iterator[tuple[str, Tensor]]:
     for layer in layers:
         yield from layout.tensors(layer).items()
@@ -198,10 +141,3 @@ def _write_config(model: nn.Module, folder: Path, quantization: dict[str, Any]) 
 
 def _dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def _check_empty(target: Path) -> None:
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if target.exists():
-        raise InputError(f"{target}: exists already; choose another folder, or remove it")

@@ -29,10 +29,10 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
     """
     checkpoint = open_checkpoint(Path(path))
     if checkpoint.reader is not None and checkpoint.reader.layout == METHOD:
-        return _native(checkpoint, dtype or _dtype(checkpoint))
+        return _native(checkpoint, dtype or checkpoint.dtype)
     state: dict[str, Tensor] = {}
     casts: dict[str, Cast] = {}
-    chosen = dtype or _dtype(checkpoint)
+    chosen = dtype or checkpoint.dtype
     for name, weight in checkpoint.weights():
         state[weight.parameter or f"{name}.weight"] = weight.values().to(chosen)
         if weight.activation is not None:
@@ -65,14 +65,6 @@ def _by_checkpoint_name(model: nn.Module) -> dict[str, nn.Module]:
 def describe(path: str | Path) -> str:
     """Return one line on a model folder: layout, formats, groups, what stays wide. Only headers are read."""
     return open_checkpoint(Path(path)).describe()
-
-
-def _dtype(checkpoint: Checkpoint) -> torch.dtype:
-    named = checkpoint.settings.get("dtype") or checkpoint.settings.get("torch_dtype") or "float32"
-    found = getattr(torch, str(named).removeprefix("torch."), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InputError(f"{checkpoint.folder / 'config.json'}: dtype {named!r}, expected float32, bfloat16 or float16")
-    return found
 
 
 def _filled(checkpoint: Checkpoint, state: dict[str, Tensor], dtype: torch.dtype) -> nn.Module:

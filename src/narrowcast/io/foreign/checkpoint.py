@@ -41,6 +41,15 @@ class Checkpoint:
         taken = {name for parts in self.parts.values() for name in parts.values()}
         return [name for name in self.stored if name not in taken and name.rpartition(".")[2] not in _BESIDE]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the model, as its config says; float32 where it does not."""
+        named = self.settings.get("dtype") or self.settings.get("torch_dtype") or "float32"
+        found = getattr(torch, str(named).removeprefix("torch."), None)
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            raise InputError(f"{self.folder / 'config.json'}: dtype {named!r}, expected float32, bfloat16 or float16")
+        return found
+
     def describe(self) -> str:
         """Return one line: layout, formats, groups, what stays wide."""
         wide = [self.stored[name] for name in self.wide]
