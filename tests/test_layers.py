@@ -20,6 +20,7 @@ FLOORS = {
     "quantize": 3,
     "ops": 4,
     "storage": 4,
+    "passes": 4,
     "kernels": 5,
     "backend": 6,
     "arithmetic": 7,

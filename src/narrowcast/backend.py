@@ -8,7 +8,10 @@ reason, and with ``backend="native"`` it raises instead.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -20,6 +23,7 @@ from narrowcast.formats.lookup import constant
 from narrowcast.kernels.plan import BLOCKS, Plan
 from narrowcast.kernels.plan import plan as plan_of
 from narrowcast.ops import Gemm
+from narrowcast.passes import How, Two
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
 from narrowcast.quantize import quantize as quantize_by
@@ -227,3 +231,57 @@ def transposed(q: QTensor) -> QTensor:
     from narrowcast.kernels.gemm import transposed as by
 
     return by(q)
+
+
+def choose_both(backend: str, cast: Cast, across: Cast | None, x: Tensor, what: str = "tensor") -> Choice:
+    """Return what makes both orientations of the codes of ``x``, alone or fused with what makes ``x``.
+
+    Raises InputError for an unknown backend, and for ``native`` where only emulation is possible.
+    """
+    _check(backend)
+    emulated = "plain PyTorch, one operation after another"
+    if backend == "emulate":
+        return Choice("emulate", emulated, "asked for")
+    spelled = (cast.spelling, across.spelling if across is not None else "")
+    reason = _no_kernels(x.device.type) or _no_both_kernel(*spelled, x.dtype)
+    if reason is None and not torch.compiler.is_compiling():
+        known = [c for c in (cast, across) if c is not None and cast_of(c.spelling) != c]
+        reason = (
+            f"kernels know formats by their names, and {known[0].format} is not what its name says" if known else None
+        )
+    if reason is None:
+        return Choice("native", "Triton passes over both orientations", "")
+    if backend == "native":
+        raise InputError(f"{what}: backend 'native' cannot run here: {reason}; use 'auto' or 'emulate'")
+    return Choice("emulate", emulated, reason)
+
+
+@constant
+def _no_both_kernel(cast: str, across: str, dtype: torch.dtype) -> str | None:
+    """Return why no kernel makes both orientations by these casts, or None where one does."""
+    from narrowcast.kernels.sides import reason
+
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"kernels read float32, bfloat16 and float16, not {dtype}"
+    try:
+        return reason(cast_of(cast), cast_of(across) if across else None)
+    except InputError as error:
+        return f"kernels know formats by their names: {error}"
+
+
+def passes(choice: Choice) -> ModuleType:
+    """Return the module whose functions run: `narrowcast.passes`, the definition, or its twin of kernels."""
+    return import_module("narrowcast.kernels.passes" if choice.backend == "native" else "narrowcast.passes")
+
+
+def quantize_both(x: Tensor, cast: Cast, across: Cast | None = None, backend: str = "auto", **how: Unpack[How]) -> Two:
+    """Quantize ``x`` with tiles along its last axis, and its transpose with tiles along the rows of ``x``.
+
+    Args:
+        x: float tensor ``[..., K]``, seen as a matrix ``[M, K]``.
+        cast, across: of the matrix and of its transpose; across None for the same codes turned.
+        backend: as for `quantize`; `choose_both` says what runs and why.
+        how: ``stream``, ``across_stream``, ``history``, ``what``: see `passes.quantize_both`.
+    """
+    found: Two = passes(choose_both(backend, cast, across, x)).quantize_both(x, cast, across, **how)
+    return found

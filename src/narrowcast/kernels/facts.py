@@ -6,6 +6,8 @@ Frozen facts without names, so that equal facts share one compiled kernel. Nothi
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from narrowcast.errors import InputError
 from narrowcast.formats import NEAREST_EVEN, RANDOM_BITS, Format, Rounding
 from narrowcast.kernels.elements import Facts, FloatFacts, element_of
@@ -51,6 +53,11 @@ class ScaleFacts:
             return self.divisor == self.maximum and not self.stale
         fits = self.rule in ("ceil", "ceil-exponent") or (self.rule == "four-thirds" and self.top_mantissa >= 1 << 22)
         return self.kind == "power" and fits
+
+    @property
+    def inverse(self) -> float:
+        """1 / divisor, rounded to float32."""
+        return float(np.float32(1.0) / np.float32(self.divisor))
 
     @property
     def half(self) -> int:

@@ -1,0 +1,136 @@
+"""Device code: what makes the numbers that a pass narrows: a tensor itself, a norm, a gate, a GELU, or a gradient.
+
+Element by element in float32 and in the order of `passes.wide`, so the bits are its; the result is rounded to the
+source's dtype, as if it had been written and read again.
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from narrowcast.kernels.quick import quick_reciprocal
+from narrowcast.kernels.rounding import bits_of, float_of
+
+_IN_PTX = tl.constexpr(not triton.knobs.runtime.interpret)
+_MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
+_ANCHOR = tl.constexpr(12582912.0)
+_C1 = tl.constexpr(0.6931470036506653)
+_C2 = tl.constexpr(0.24022242426872253)
+_C3 = tl.constexpr(0.05550733953714371)
+_C4 = tl.constexpr(0.009671509265899658)
+_C5 = tl.constexpr(0.0013264698209241033)
+_GELU = tl.constexpr(1.5957691216057308)
+_GELU_3 = tl.constexpr(0.07135481627260025)
+_GELU_9 = tl.constexpr(0.21406444881780076)
+
+
+@dataclass(frozen=True)
+class Producer:
+    """What is computed of the inputs before it is narrowed.
+
+    Attributes:
+        kind: ``plain``, ``norm``, ``swiglu``, ``gelu``, or the gradients ``swiglu-backward`` and ``gelu-backward``.
+        lines: whether a number for each row multiplies in (a norm's 1/rms, the power of two of Smooth-SwiGLU).
+    """
+
+    kind: str = "plain"
+    lines: bool = False
+
+    @property
+    def inputs(self) -> int:
+        """Matrices read."""
+        return {"swiglu": 2, "gelu-backward": 2, "swiglu-backward": 3}.get(self.kind, 1)
+
+    @property
+    def parts(self) -> int:
+        """Matrices made, side by side."""
+        return 2 if self.kind == "swiglu-backward" else 1
+
+
+@triton.jit
+def wide(raw, SOURCE: tl.constexpr):
+    """Return loaded bits as float32."""
+    if SOURCE == "float32":
+        x = raw.to(tl.float32, bitcast=True)
+    elif SOURCE == "bfloat16":
+        x = (raw.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        x = raw.to(tl.float16, bitcast=True).to(tl.float32)
+    return x
+
+
+@triton.jit
+def rounded(x, SOURCE: tl.constexpr):
+    """Return float32 ``x`` rounded to the source's dtype, still float32."""
+    if SOURCE == "bfloat16":
+        if _IN_PTX:  # two at once: half an instruction each, where one by one they take a slow one
+            bits = tl.inline_asm_elementwise(
+                "{ .reg .b32 t; cvt.rn.bf16x2.f32 t, $3, $2; shl.b32 $0, t, 16; and.b32 $1, t, 0xffff0000; }",
+                "=r,=r,f,f", [x], tl.int32, True, 2,
+            )  # fmt: skip
+            x = float_of(bits)
+        else:
+            bits = bits_of(x)
+            near = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+            x = tl.where(x == x, float_of(near), x)
+    elif SOURCE == "float16":
+        x = x.to(tl.float16).to(tl.float32)
+    return x
+
+
+@triton.jit
+def bits_as(x, SOURCE: tl.constexpr):
+    """Return float32 ``x``, already `rounded`, as the source's bits."""
+    if SOURCE == "float32":
+        raw = bits_of(x)
+    elif SOURCE == "bfloat16":
+        raw = (bits_of(x) >> 16).to(tl.int16)
+    else:
+        raw = x.to(tl.float16).to(tl.int16, bitcast=True)
+    return raw
+
+
+@triton.jit
+def sigmoid(x):
+    """Return 1 / (1 + 2**(-x log2 e)) by a polynomial, term by term as `passes.sigmoid`."""
+    t = tl.minimum(tl.maximum(x * _MINUS_LOG2_E, -125.0), 125.0)
+    anchored = t + _ANCHOR
+    f = t - (anchored - _ANCHOR)
+    p = f * _C5 + _C4
+    p = p * f + _C3
+    p = p * f + _C2
+    p = p * f + _C1
+    p = p * f + 1.0
+    return quick_reciprocal(float_of(bits_of(p) + (bits_of(anchored) << 23)) + 1.0)
+
+
+@triton.jit
+def made(x, y, z, line, column, P: tl.constexpr, SOURCE: tl.constexpr):
+    """Return the one or two results of inputs ``x``, ``y``, ``z``, each by its place in `passes`."""
+    if P.kind == "plain":
+        found = (x,)
+    elif P.kind == "norm":
+        found = (rounded((x * line) * column, SOURCE),)
+    elif P.kind == "gelu":
+        square = x * x
+        found = (rounded(x * sigmoid(x * (square * _GELU_3 + _GELU)), SOURCE),)
+    elif P.kind == "gelu-backward":
+        square = y * y
+        s = sigmoid(y * (square * _GELU_3 + _GELU))
+        slope = ((y * s) * (1.0 - s)) * (square * _GELU_9 + _GELU)
+        found = (rounded(x * (s + slope), SOURCE),)
+    elif P.kind == "swiglu":
+        if P.lines:
+            y = y * line
+        found = (rounded((x * sigmoid(x)) * y, SOURCE),)
+    else:
+        tl.static_assert(P.kind == "swiglu-backward")
+        s = sigmoid(y)
+        gate = y * s
+        up = x * gate
+        if P.lines:
+            z = z * line
+            up = up * line
+        found = (rounded((x * z) * (s + gate * (1.0 - s)), SOURCE), rounded(up, SOURCE))
+    return found
