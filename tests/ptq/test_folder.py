@@ -12,8 +12,9 @@ from tests.ptq.folders import bytes_of, configured, edited, logits, quick, saved
 
 from narrowcast.errors import InputError
 from narrowcast.io.quantized import remembered
+from narrowcast.models.hollow import hollow_from_config
 from narrowcast.ptq import quantize_model
-from narrowcast.ptq.folder import QuantizeConfig, quantize_folder
+from narrowcast.ptq.folder import QuantizeConfig, plan_folder, quantize_folder
 from narrowcast.ptq.load import load_quantized
 
 every_architecture = pytest.mark.parametrize("architecture", TABLE, ids=lambda a: a.name)
@@ -130,6 +131,53 @@ def _tied() -> torch.nn.Module:
     from tests.ptq.architectures import SMALL
 
     return hf.AutoModelForCausalLM.from_config(hf.LlamaConfig(**SMALL, tie_word_embeddings=True))
+
+
+def test_an_8b_model_is_planned_from_its_headers(tmp_path: Path) -> None:
+    """16 GB that are not there: a sparse file with the right header."""
+    import transformers as hf
+
+    wide, inner = 4096, 14336
+    config = hf.LlamaConfig(
+        hidden_size=wide, intermediate_size=inner, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        vocab_size=128256, architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    table, place = {}, 0
+    for name, parameter in hollow_from_config(config).named_parameters():
+        end = place + 2 * parameter.numel()
+        table[name] = {"dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(table).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + place)
+    plan = plan_folder(QuantizeConfig(tmp_path, "w4a16-gptq"))
+    linear = 32 * (2 * wide * wide + 2 * 1024 * wide + 3 * wide * inner)
+    assert plan.bytes_before == 2 * (linear + 2 * 128256 * wide + 65 * wide)
+    assert plan.bytes_before - plan.bytes_after == 2 * linear - linear // 2 - 4 * linear // 128
+    assert plan.block_bytes == 4 * (linear // 32 + 2 * wide)
+    read = linear * 4.25 / 8 + 2 * 128256 * wide  # a token reads every weight but the embedding once
+    assert plan.after.decode == pytest.approx(read / 3.35e12 + (7 * 32 + 1) * 3e-6, rel=0.01)
+    rows = {row.name: row for row in plan.rows}
+    assert rows["model.layers.3.self_attn.v_proj.weight"].group == "model.layers.3.self_attn.q_proj.weight"
+
+
+def test_the_plan_says_which_rule_matched_nothing(tmp_path: Path) -> None:
+    gpt2 = next(a for a in TABLE if a.name == "gpt2")
+    plan = plan_folder(QuantizeConfig(saved(gpt2, tmp_path / "model"), "w4a16-rtn-g32"))
+    assert plan.notes == ("the rule '*embed*' (stay wide) matches nothing in this model",)
+
+
+def test_without_calibration_names_decide_who_shares_a_scale(tmp_path: Path) -> None:
+    quantize_folder(QuantizeConfig(saved(LLAMA, tmp_path / "model"), "nvfp4", batches=[]), tmp_path / "out")
+    scales = {
+        layer.spec.name: layer.matrices[0].tensor_scale for layer in remembered(load_quantized(tmp_path / "out")[0])
+    }
+    block = "model.layers.0."
+    q, k, v = (scales[f"{block}self_attn.{name}_proj.weight"] for name in "qkv")
+    gate, up, down = (scales[f"{block}mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+    assert q == k == v and gate == up != down
 
 
 def test_experts_on_disk_and_in_the_model_have_other_names(tmp_path: Path) -> None:

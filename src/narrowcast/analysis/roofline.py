@@ -145,8 +145,9 @@ def predict(spec: LinearSpec | None, work: Work, *, other_bytes: float = 0.0, gp
 def operand_unit(cast: Cast) -> str:
     """Return which unit of a Hopper GPU multiplies such operands (fp8, int8, bf16, fp32), ``none`` where none does.
 
-    FP8 units take 8-bit floats under float32 scales that can be put back outside the product: tensor, row, blocks
-    of 128. INT8 units take int8, whose 32x32 scales are applied between partial sums (Jetfire).
+    FP8 units take 8-bit floats under scales that can be put back outside the product (float32, or 16 bits that are
+    widened on loading): tensor, row, blocks of 128. INT8 units take int8, whose 32x32 scales are applied between
+    partial sums (Jetfire).
     """
     name, tile = cast.format.name, cast.tile
     if cast.is_identity:
@@ -156,7 +157,7 @@ def operand_unit(cast: Cast) -> str:
     if name == "int8":
         return "int8"
     coarse = tile.is_tensor or tile.cols == 0 or tile.cols % 128 == 0
-    return "fp8" if name in ("e4m3fn", "e5m2") and coarse and cast.scale.bits in (0, 32) else "none"
+    return "fp8" if name in ("e4m3fn", "e5m2") and coarse and cast.scale.bits in (0, 16, 32) else "none"
 
 
 def gemm_kind(spec: LinearSpec | None, gemm: str) -> str:

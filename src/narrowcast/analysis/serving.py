@@ -10,19 +10,24 @@ sampling and the KV cache are left out: they are the same for all. Predictions a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from narrowcast.analysis.roofline import H100, Gpu, operand_unit
 from narrowcast.errors import InputError, nearest
 from narrowcast.quantize import Cast
 
-GPUS = {"h100": H100}
+_H200_SHEET = "NVIDIA H200 Tensor Core GPU data sheet, SXM, HBM3e"
+H200 = Gpu(
+    "NVIDIA H200 SXM 141 GB",
+    tuple(replace(c, value=4.8e12, source=_H200_SHEET) if c.name == "bandwidth" else c for c in H100.constants),
+)
+GPUS = {"h100": H100, "h200": H200}
 _WIDE_BYTES = 2.0
 _NAMES = {
-    "fp8": "FP8 tensor-core gemm",
-    "int8": "INT8 tensor-core gemm",
-    "decoded": "16-bit gemm, weights decoded in registers",
-    "bf16": "16-bit gemm, both operands decoded first",
+    "fp8": "FP8 gemm",
+    "int8": "INT8 gemm",
+    "decoded": "16-bit gemm on weights decoded in registers",
+    "bf16": "16-bit gemm, both operands decoded before",
     "wide": "16-bit gemm",
 }
 

@@ -16,8 +16,8 @@ from narrowcast.cli.common import (
     ThreadsOption,
     console,
     emit,
-    megabytes,
     progress,
+    sized,
     use_threads,
 )
 
@@ -91,7 +91,9 @@ def _run(config: Any, out: Path, *, resume: bool, overwrite: bool) -> dict[str, 
         task = bar.add_task("quantize", total=None, note="")
 
         def on_step(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, note=what)
+            if bar.tasks[0].total != total:
+                bar.reset(task, total=total)  # another kind of step: the time left begins anew
+            bar.update(task, completed=done, note=what)
 
         command = shlex.join(["narrowcast", *sys.argv[1:]])
         return quantize_folder(
@@ -113,8 +115,8 @@ def _show(report: dict[str, Any], out: Path) -> None:
     worst = ", ".join(_loss(row) for row in worst_layers(report)[:3])
     console.print(f"hurt most: {worst}")
     console.print(
-        f"memory: {megabytes(memory['weights_peak'])} of {megabytes(memory['model_bytes'])} of weights and "
-        f"{megabytes(memory['activations_peak'])} of hidden states at once; process {megabytes(memory['process_peak'])}"
+        f"memory: {sized(memory['weights_peak'])} of {sized(memory['model_bytes'])} of weights and "
+        f"{sized(memory['activations_peak'])} of hidden states at once; process {sized(memory['process_peak'])}"
     )
     for sample in report["samples"][:1]:
         console.print(f"it wrote:  {sample['prompt']}|{sample['before']}")
@@ -131,23 +133,21 @@ def _loss(row: dict[str, Any]) -> str:
 
 
 def _show_plan(plan: Any) -> None:
-    from narrowcast.ptq.plan import folded
+    from narrowcast.ptq.plan import folded, short
 
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading, side in (("parameter", "left"), ("shape", "right"), ("became", "left"), ("before", "right"),
                           ("after", "right"), ("runs as / why", "left")):  # fmt: skip
         shown.add_column(heading, justify=side)  # type: ignore[arg-type]
     for row in folded(plan).rows:
-        became = row.cast if row.became == "narrow" else "wide"
+        became = short(row.cast) if row.became == "narrow" else "wide"
         notes = "; ".join(text for text in (row.kernel, row.why, row.group and f"shares with {row.group}") if text)
-        shown.add_row(
-            row.name, "x".join(map(str, row.shape)), became, megabytes(row.before), megabytes(row.after), notes
-        )
+        shown.add_row(row.name, "x".join(map(str, row.shape)), became, sized(row.before), sized(row.after), notes)
     console.print(shown)
     console.print(
-        f"{megabytes(plan.bytes_before)} -> {megabytes(plan.bytes_after)} "
+        f"{sized(plan.bytes_before)} -> {sized(plan.bytes_after)} "
         f"({plan.bytes_before / plan.bytes_after:.1f}x smaller), scales counted; in memory at a time: a block of "
-        f"{megabytes(plan.block_bytes)} in float32, and its activations"
+        f"{sized(plan.block_bytes)} in float32, and its activations"
     )
     for name, speed in (("16 bits", plan.before), (plan.recipe, plan.after)):
         console.print(

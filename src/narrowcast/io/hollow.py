@@ -93,7 +93,10 @@ class HollowModel:
             for name, value in origin.make(self.model, lambda n: self.weights[n].read()).items():
                 if name in buffers:
                     buffers[name].copy_(value)
-        self.model.to(self.device) if self.device.type != "cpu" else None
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = buffer.to(self.device)
 
     def release(self, names: Iterable[str]) -> None:
         """Take the memory of parameters away."""

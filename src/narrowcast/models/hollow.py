@@ -6,17 +6,36 @@ of the tensors alone: it can be looked at and quantized, but not run.
 """
 
 import fnmatch
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from narrowcast.models.quiet import quiet
 
 #: names of look-up tables in architectures that are known by their tensors alone
 TABLES = ("*embed*", "*wte", "*wpe", "*emb")
+
+_LARGE = 1 << 16  # elements; smaller ones may be part of a buffer's making
+
+
+class _Unallocated(TorchFunctionMode):
+    """Large tensors of no particular content, which parameters begin as, are not even reserved."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None and _count(args) > _LARGE:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def _count(sizes: Any) -> int:
+    flat = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    return math.prod(flat)
 
 
 @contextmanager
@@ -31,7 +50,8 @@ def hollow() -> Iterator[None]:
 
     setattr(nn.Module, "register_parameter", without_memory)  # noqa: B010
     try:
-        yield
+        with _Unallocated():
+            yield
     finally:
         setattr(nn.Module, "register_parameter", register)  # noqa: B010
 

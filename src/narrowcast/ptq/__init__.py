@@ -2,7 +2,9 @@
 
 from narrowcast.ptq.adaround import Learned
 from narrowcast.ptq.balance import awq, smooth
+from narrowcast.ptq.calibration import CalibrationConfig
 from narrowcast.ptq.catalogue import recipe, recipes
+from narrowcast.ptq.folder import QuantizeConfig, plan_folder, quantize_folder
 from narrowcast.ptq.gptq import Solution, Solver, gptq, output_error
 from narrowcast.ptq.pipeline import Quantization, quantize_model
 from narrowcast.ptq.recipe import PtqRecipe, Scheme
@@ -10,12 +12,14 @@ from narrowcast.ptq.search import AbsMax, LeastError, LeastOutputError, Percenti
 
 __all__ = [
     "AbsMax",
+    "CalibrationConfig",
     "Learned",
     "LeastError",
     "LeastOutputError",
     "Percentile",
     "PtqRecipe",
     "Quantization",
+    "QuantizeConfig",
     "Scheme",
     "Search",
     "Solution",
@@ -23,6 +27,8 @@ __all__ = [
     "awq",
     "gptq",
     "output_error",
+    "plan_folder",
+    "quantize_folder",
     "quantize_model",
     "recipe",
     "recipes",

@@ -5,7 +5,7 @@ A few windows are set apart and never calibrated on: on them the model is judged
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,10 +125,13 @@ def _drawn(
     return picked + draw.sample(short, min(wanted - len(picked), len(short)))
 
 
-def from_model(config: CalibrationConfig, model: nn.Module) -> Calibration:
+def from_model(
+    config: CalibrationConfig, model: nn.Module, on_rows: Callable[[int, int], object] = lambda *done: None
+) -> Calibration:
     """Return text that ``model`` (filled, a causal language model) writes itself, each token drawn from its prediction.
 
-    A window begins with the begin token, or with a random token where the model has none.
+    A window begins with the begin token, or with a random token where the model has none. ``on_rows`` is told of the
+    windows that are written, and how many there will be.
     Source: Liu et al. 2023, LLM-QAT (section 3.1): data that the model generates serve as well as its training data.
     """
     length, total = reach(model, config.length), config.samples + config.held
@@ -136,6 +139,7 @@ def from_model(config: CalibrationConfig, model: nn.Module) -> Calibration:
     rows: list[list[int]] = []
     size, begin = batch_size(model, length), begin_token(model)
     while len(rows) < total:
+        on_rows(len(rows), total)
         count = min(size, total - len(rows))
         random_token = torch.randint(_vocabulary(model), (count, 1), generator=draws)
         first = torch.full((count, 1), begin[0]) if begin else random_token

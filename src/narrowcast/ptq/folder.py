@@ -185,11 +185,10 @@ def _calibration(config: QuantizeConfig, source: HollowModel, on_step: OnStep) -
         raise InputError(f"recipe {name} needs calibration data, and {why}; give a text with --data")
     if why:
         return Calibration((), source=f"none: no --data, and {why}")
-    on_step(0, 1, "the model writes its calibration text")
     names = source.names()
     source.load_buffers()
     source.load(names)
-    data = from_model(config.calibration, source.model)
+    data = from_model(config.calibration, source.model, lambda n, total: on_step(n, total, "writing calibration text"))
     source.release(names)
     return data
 

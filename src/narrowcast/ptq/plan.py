@@ -158,7 +158,9 @@ def _pattern(module: str) -> str:
 
 def _narrow_row(source: HollowModel, spec: LayerSpec, tied: bool) -> Row:
     before = source.stored_bytes(spec.name)
-    casts = f"{spec.weight}" + (f", input {spec.activation}" if spec.activation else "")
+    alike = "alike" if spec.activation == spec.weight else spec.activation
+    casts = f"{spec.weight}" + (f", input {alike}" if spec.activation else "")
+    casts += f", both rotated by {spec.transform}" if spec.transform else ""
     padded = spec.weight.padded_shape(spec.shape, spec.name)
     notes = [f"{spec.count} experts, each with scales of its own"] if spec.kind == "experts" else []
     notes += [f"padded to {padded[0]} x {padded[1]}: the tile does not divide it"] if padded != spec.shape else []
@@ -213,6 +215,11 @@ def _notes(source: HollowModel, recipe: PtqRecipe, specs: list[LayerSpec]) -> li
             f"layer ({len(specs)} are), unless its name says embedding; nothing can be run, so nothing is calibrated"
         )
     return notes
+
+
+def short(text: str) -> str:
+    """Return the spelling of a cast without what goes without saying."""
+    return text.replace("/nearest-even", "").replace("+pad", "")
 
 
 def folded(plan: Plan) -> Plan:

@@ -41,6 +41,10 @@ class State:
         """Bytes of all of them."""
         return sum(t.nbytes for t in (*self.rows, *self.wide, *self.narrow))
 
+    def to(self, device: torch.device) -> "State":
+        """Return the state on ``device``, in memory of its own (what a file was mapped to is aligned otherwise)."""
+        return State(*([t.to(device, copy=True) for t in group] for group in (self.rows, self.wide, self.narrow)))
+
     def tensors(self) -> dict[str, Tensor]:
         """Return them under names, for a file."""
         return {f"{kind}.{i}": t for kind in ("rows", "wide", "narrow") for i, t in enumerate(getattr(self, kind))}
@@ -119,7 +123,9 @@ class Streamer:
         if not self.prefix:
             return self._whole(store)
         calls, wrap = self._front()
-        if state is None:
+        if state is not None:
+            state = state.to(self.source.device)
+        else:
             held = [c[0].hidden for c in calls[len(self.forwards) :]]
             state = State([c[0].hidden for c in calls[: len(self.forwards)]], held, list(held))
         for per_batch in calls:

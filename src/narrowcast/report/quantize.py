@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from narrowcast.io import write_atomic
+from narrowcast.ptq.plan import short
 from narrowcast.report.document import Section, render
 from narrowcast.report.tables import cell, table
 
@@ -108,7 +109,8 @@ def _rise(report: Report) -> float | None:
 
 
 def _size(count: float) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
+    unit, scale = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6) if count >= 1e5 else ("kB", 1e3)
+    return f"{count / scale:.2f} {unit}"
 
 
 def _speed_text(report: Report) -> tuple[str, ...]:
@@ -219,7 +221,7 @@ def _short(name: str) -> str:
 def _plan(report: Report) -> dict[str, Any]:
     columns = ["parameter", "kind", "shape", "became", "bytes before", "bytes after", "cast", "runs as", "why"]
     rows = [
-        [r["name"], r["kind"], " x ".join(map(str, r["shape"])), r["became"], r["before"], r["after"], r["cast"],
+        [r["name"], r["kind"], " x ".join(map(str, r["shape"])), r["became"], r["before"], r["after"], short(r["cast"]),
          r["kernel"], r["why"]]
         for r in report["plan"]["folded"]
     ]  # fmt: skip
