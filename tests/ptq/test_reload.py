@@ -17,6 +17,7 @@ from narrowcast.errors import InputError
 from narrowcast.models.quiet import quiet
 from narrowcast.ptq.catalogue import recipe
 from narrowcast.ptq.folder import QuantizeConfig, layout_of, quantize_folder
+from narrowcast.ptq.pretrained import open_model
 from narrowcast.ptq.recipe import PtqRecipe, Scheme
 from narrowcast.ptq.served import served
 from narrowcast.quantize import cast
@@ -212,6 +213,16 @@ def test_what_cannot_be_loaded(tmp_path):
     shutil.rmtree(folder)
 
 
+def test_evaluating_takes_folders_of_any_precision(tmp_path):
+    model = quantized("llama", SCHEMES["fp8"], FP32)
+    nc.save_pretrained(model, tmp_path / "model")
+    with quiet():
+        built(ARCHITECTURES["llama"]).save_pretrained(tmp_path / "plain")
+    for folder, expected in ((tmp_path / "model", model), (tmp_path / "plain", built(ARCHITECTURES["llama"]))):
+        found, tokenizer = open_model(folder)
+        assert tokenizer is None and torch.equal(logits(found.eval(), "llama", FP32), logits(expected, "llama", FP32))
+
+
 def test_an_unquantized_folder_loads_too(tmp_path):
     model = built(ARCHITECTURES["llama"])
     with quiet():
@@ -237,7 +248,7 @@ def test_a_folder_that_the_layout_cannot_hold(tmp_path):
     folder = saved(ARCHITECTURES["llama"], tmp_path / "model")
     config = QuantizeConfig(folder, "mxfp4", layout=layout_of("compressed-tensors"))
     with pytest.raises(
-        InputError, match=r"cannot hold it: loaders decode mxfp4.* make it bfloat16; take --layout narrowcast"
+        InputError, match=r"cannot hold it: loaders decode mxfp4.* make it bfloat16; take --layout narrowcast, or"
     ):
         quantize_folder(config, tmp_path / "out")
     with pytest.raises(InputError, match="unknown layout 'compressed'; nearest: compressed-tensors"):

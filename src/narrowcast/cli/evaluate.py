@@ -12,7 +12,7 @@ from narrowcast.errors import CheckFailed, InputError
 from narrowcast.evaluate import Comparison, Finding, evaluate_folder
 from narrowcast.evaluate.pair import compare_folders, kind_of
 from narrowcast.evaluate.tasks import require_tasks, run_tasks
-from narrowcast.io import load_model
+from narrowcast.ptq.pretrained import open_model
 
 _SHOWN = 8  # layers that are printed; --json has all
 
@@ -77,7 +77,7 @@ def _tasks(folder: Path, names: list[str], limit: int, batch: int) -> dict[str, 
     kind, auto = kind_of(folder)
     if kind != "language":
         raise InputError(f"--tasks: {folder} is no language model")
-    return run_tasks(load_model(folder, auto=auto)[0].eval(), folder, names, limit, batch)
+    return run_tasks(open_model(folder, auto)[0].eval(), folder, names, limit, batch)
 
 
 def _one(

@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
-from narrowcast.io import load_model, read_settings
+from narrowcast.io import read_settings
 from narrowcast.io.runs import SETTINGS
 from narrowcast.metrics import bits_per_byte, mean_loss, perplexity
+from narrowcast.ptq.pretrained import open_model
 from narrowcast.recipes import recipe
 from narrowcast.workloads import encode, load_corpus, windows
 
@@ -27,7 +28,7 @@ def evaluate_folder(
     Each document is cut into windows of ``window`` tokens, and each window is predicted from the beginning-of-text
     token and its own past, so that every token of the text counts once.
 
-    Raises InputError for a folder that is neither a run nor a model, and for what `load_model` refuses.
+    Raises InputError for a folder that is neither a run nor a model, and for what `open_model` refuses.
     """
     _check(window, batch, limit)
     run = (path / SETTINGS).is_file()
@@ -36,7 +37,7 @@ def evaluate_folder(
     if run and not folder.is_dir():
         raise InputError(f"{path}: the run has no finished model yet; finish it with 'narrowcast train --resume'")
     chosen = recipe(recipe_name or settings.get("recipe", "fp32"))
-    model, tokenizer = load_model(folder)
+    model, tokenizer = open_model(folder)
     if tokenizer is None:
         raise InputError(f"{folder}: has no tokenizer.json; a text cannot be evaluated without one")
     own = settings.get("data")

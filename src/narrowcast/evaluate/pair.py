@@ -14,8 +14,8 @@ from narrowcast.evaluate.folder import text_batches
 from narrowcast.evaluate.language import compare_language
 from narrowcast.evaluate.layers import layer_damage
 from narrowcast.evaluate.sentences import compare_encoders
-from narrowcast.io import load_model
 from narrowcast.models.encoder import SentenceEncoder
+from narrowcast.ptq.pretrained import open_model
 from narrowcast.workloads.images import labelled
 from narrowcast.workloads.sentences import sentence_pairs
 
@@ -61,7 +61,7 @@ def compare_folders(
     if kind != other:
         raise InputError(f"{a} is a {kind} model and {b} a {other} model; expected two of one kind")
     note(f"loading {a}")
-    (one, tokenizer), (two, _) = load_model(a, auto=auto), load_model(b, auto=auto)
+    (one, tokenizer), (two, _) = open_model(a, auto), open_model(b, auto)
     note("comparing")
     if kind == "classifier":
         found, logits = _pictures(one, two, _needed(data, "an .npz of pictures and labels"), limit, draws, seed)

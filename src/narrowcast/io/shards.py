@@ -20,7 +20,9 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int
 
     def flush() -> None:
         files.append(list(batch))
-        save_file(batch, folder / f"{len(files):05d}.safetensors", metadata={"format": "pt"})
+        path = folder / f"{len(files):05d}.safetensors"
+        save_file(batch, path, metadata={"format": "pt"})
+        path.chmod(0o644)  # safetensors writes files that only their owner can read
         batch.clear()
 
     for name, tensor in tensors:

@@ -149,7 +149,10 @@ def _check(spec: LayerSpec, layout: Layout) -> None:
                 raise InputError(f"{error} ({which} {one})") from None
     refusal = layout.refusal(spec)
     if refusal:
-        raise InputError(f"{what}: layout {layout.name} cannot hold it: {refusal}; take --layout narrowcast")
+        raise InputError(
+            f"{what}: layout {layout.name} cannot hold it: {refusal}; take --layout narrowcast, or leave it wide with "
+            f"--keep-wide '{_pattern(spec.module)}'"
+        )
 
 
 def _pattern(module: str) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.io import load_model
 from narrowcast.io.foreign import Checkpoint, open_checkpoint
 from narrowcast.io.naming import checkpoint_name
 from narrowcast.io.native import METHOD
@@ -60,6 +61,18 @@ def _by_checkpoint_name(model: nn.Module) -> dict[str, nn.Module]:
     found = dict(model.named_modules())
     linear = {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
     return found | {checkpoint_name(model, name): module for name, module in linear.items()}
+
+
+def open_model(path: Path, auto: str = "AutoModelForCausalLM") -> tuple[nn.Module, Path | None]:
+    """Return (float32 model, path of its tokenizer.json or None) of a model folder, quantized or not.
+
+    As `io.load_model` for plain folders and bare configs, which are checked as there; ``auto`` names the class of
+    `transformers` for those. A quantized model narrows its inputs.
+    """
+    if not (path / "config.json").is_file() or open_checkpoint(path).reader is None:
+        return load_model(path, auto=auto)
+    tokenizer = path / "tokenizer.json"
+    return load(path, torch.float32), tokenizer if tokenizer.is_file() else None
 
 
 def describe(path: str | Path) -> str:
