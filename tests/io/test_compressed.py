@@ -251,7 +251,9 @@ def test_layers_that_it_cannot_hold():
     layout, made = CompressedTensors(BF16), spec("W4A16")
     assert "Conv1D layers are not known there" in layout.refusal(replace(made, kind="Conv1D"))
     assert "rotated" in layout.refusal(replace(made, transform=Hadamard(32)))
-    assert "which a model of torch.float32 cannot use" in CompressedTensors(torch.float32).refusal(spec("NVFP4A16"))
+    assert "to bfloat16, not torch.float32; make it bfloat16" in CompressedTensors(torch.float32).refusal(
+        spec("NVFP4A16")
+    )
     with pytest.raises(InputError, match="no calibration row met it"):
         layout.tensors(replace(layer("NVFP4"), input_amax=None))
     with pytest.raises(InputError, match=r"models of torch\.float64"):

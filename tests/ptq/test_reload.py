@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 import transformers
 from tests.ptq.architectures import TABLE, built, tokens
@@ -213,6 +213,18 @@ def test_what_cannot_be_loaded(tmp_path):
     shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("chosen", ["fp8-static", "int8", "w3a16", "nvfp4", "mxfp8"])
+def test_what_was_loaded_is_saved_again_to_the_same_bytes(chosen, tmp_path):
+    nc.save_pretrained(quantized("llama", SCHEMES[chosen], BF16), tmp_path / "one")
+    nc.save_pretrained(nc.load(tmp_path / "one"), tmp_path / "two")
+    first, second = (safetensors.torch.load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype and torch.equal(tensor.float(), second[name].float()), name
+    configs = [json.loads((tmp_path / n / "config.json").read_text())["quantization_config"] for n in ("one", "two")]
+    assert configs[0] == configs[1]
+
+
 def test_evaluating_takes_folders_of_any_precision(tmp_path):
     model = quantized("llama", SCHEMES["fp8"], FP32)
     nc.save_pretrained(model, tmp_path / "model")
@@ -246,10 +258,10 @@ def test_a_folder_becomes_one_that_transformers_loads(name, chosen, tmp_path):
 
 def test_a_folder_that_the_layout_cannot_hold(tmp_path):
     folder = saved(ARCHITECTURES["llama"], tmp_path / "model")
-    config = QuantizeConfig(folder, "mxfp4", layout=layout_of("compressed-tensors"))
-    with pytest.raises(
-        InputError, match=r"cannot hold it: loaders decode mxfp4.* make it bfloat16; take --layout narrowcast, or"
-    ):
+    config = QuantizeConfig(folder, "mxfp4", batches=[tokens(0)], layout=layout_of("compressed-tensors"))
+    with pytest.raises(InputError, match=r"cannot hold it: loaders decode mxfp4.* make it bfloat16 .*; take --layout"):
         quantize_folder(config, tmp_path / "out")
+    quantize_folder(replace(config, dtype=BF16), tmp_path / "out")  # what stays wide becomes bfloat16 too
+    assert theirs(tmp_path / "out", transformers.LlamaForCausalLM).dtype == BF16
     with pytest.raises(InputError, match="unknown layout 'compressed'; nearest: compressed-tensors"):
         layout_of("compressed")

@@ -6,13 +6,16 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from narrowcast.errors import InputError
+from narrowcast.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Decides weights, batches and random bits.")]
@@ -87,6 +90,16 @@ def sized(size: float) -> str:
         if size >= scale:
             return f"{size / scale:.2f} {unit}"
     return f"{size:.0f} B"
+
+
+def dtype_of(name: str) -> "torch.dtype":
+    """Return the dtype that ``--dtype`` names."""
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise InputError(f"--dtype {name}: unknown{nearest(name, known)}")
+    return known[name]
 
 
 def megabytes(size: float) -> str:

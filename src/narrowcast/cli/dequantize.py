@@ -3,14 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from narrowcast.cli.common import JsonFlag, console, emit, progress
-from narrowcast.errors import InputError, nearest
+from narrowcast.cli.common import JsonFlag, console, dtype_of, emit, progress
 from narrowcast.io.foreign import LAYOUTS, open_checkpoint, write_dense
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def dequantize(
@@ -27,17 +23,14 @@ def dequantize(
 
     Example: narrowcast formats dequantize MODEL-int4 --out MODEL-plain
     """
-    if dtype is not None and dtype not in _DTYPES:
-        raise InputError(f"--dtype {dtype}: unknown{nearest(dtype, _DTYPES)}")
+    chosen = dtype_of(dtype) if dtype else None
     checkpoint = open_checkpoint(folder)
     said = checkpoint.describe()
     size = None
     if out is not None:
         with progress() as bar:
             task = bar.add_task("dequantizing", total=len(checkpoint.parts) + len(checkpoint.wide), note="")
-            size = write_dense(
-                checkpoint, out, _DTYPES[dtype] if dtype else None, lambda name: bar.update(task, advance=1, note=name)
-            )
+            size = write_dense(checkpoint, out, chosen, lambda name: bar.update(task, advance=1, note=name))
     reader = checkpoint.reader
     payload: dict[str, Any] = {
         "folder": str(folder),

@@ -41,6 +41,9 @@ def quantize(
     layout: Annotated[
         str, typer.Option(help="How the weights are stored: narrowcast or compressed-tensors.")
     ] = "narrowcast",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of what stays wide: float32, bfloat16, float16 [as it is].")
+    ] = None,
     gpu: Annotated[str, typer.Option(help="GPU that kernels and speed are predicted for.")] = "h100",
     device: Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")] = "cpu",
     seed: SeedOption = 0,
@@ -57,6 +60,7 @@ def quantize(
     Example: narrowcast quantize MODEL --recipe w4a16-gptq-g32 --data TEXT --out MODEL-int4
     """
     from narrowcast.analysis.serving import gpu as gpu_of
+    from narrowcast.cli.common import dtype_of
     from narrowcast.errors import InputError
     from narrowcast.ptq.calibration import CalibrationConfig
     from narrowcast.ptq.folder import QuantizeConfig, layout_of
@@ -64,8 +68,9 @@ def quantize(
     use_threads(threads)
     calibration = CalibrationConfig(data, samples, length, held, seed)
     config = QuantizeConfig(
-        model, recipe, calibration, None, tuple(keep_wide or ()), layout_of(layout), device, gpu_of(gpu)
-    )
+        model, recipe, calibration, None, tuple(keep_wide or ()), layout_of(layout), device, gpu_of(gpu),
+        dtype_of(dtype) if dtype else None,
+    )  # fmt: skip
     if plan:
         _plan(config, as_json)
         return

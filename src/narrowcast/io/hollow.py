@@ -31,6 +31,7 @@ class HollowModel:
             nothing can be run.
         device: where parameters are filled.
         peak: most bytes that were filled at once.
+        kept_as: dtype that parameters which stay wide will be stored in; None for the checkpoint's own.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class HollowModel:
     known: bool
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     peak: int = 0
+    kept_as: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         self.places = Places(self.model)
@@ -69,9 +71,18 @@ class HollowModel:
         """Return the dtype that the checkpoint stores the parameter in."""
         return self.weights[self._origin[name].sources[0]].dtype
 
+    def kept_dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that the parameter will be stored in if it stays wide."""
+        own = self.dtype(name)
+        return own if self.kept_as is None or not own.is_floating_point else self.kept_as
+
     def stored_bytes(self, name: str) -> int:
         """Return what the parameter takes in the checkpoint."""
         return self.places.names[name].numel() * self.dtype(name).itemsize
+
+    def kept_bytes(self, name: str) -> int:
+        """Return what the parameter will take if it stays wide."""
+        return self.places.names[name].numel() * self.kept_dtype(name).itemsize
 
     def load(self, names: Iterable[str]) -> None:
         """Fill parameters that are not filled yet."""
@@ -105,15 +116,15 @@ class HollowModel:
                 self.places.empty(name)
 
     def wide(self, name: str) -> Tensor:
-        """Return the filled parameter as the checkpoint's dtype holds it."""
-        return self.places.value(name).detach().to("cpu", self.dtype(name)).contiguous()
+        """Return the filled parameter in the dtype that it will be stored in."""
+        return self.places.value(name).detach().to("cpu", self.kept_dtype(name)).contiguous()
 
     @torch.no_grad()
     def settle(self, names: Iterable[str]) -> None:
         """Round filled parameters to the dtype that they will be stored in, so that what ran is what is stored."""
         for name in names:
             value = self.places.value(name)
-            value.copy_(value.to(self.dtype(name)))
+            value.copy_(value.to(self.kept_dtype(name)))
 
     @contextmanager
     def on_demand(self, kept: Iterable[str] = ()) -> Iterator[None]:

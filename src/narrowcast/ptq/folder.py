@@ -50,6 +50,7 @@ class QuantizeConfig:
         layout: how the result is written.
         device: where it is computed.
         gpu: what speed is predicted for.
+        dtype: that what stays wide is stored in, and that the loaded model will have; None for the original's.
     """
 
     model: Path
@@ -60,6 +61,7 @@ class QuantizeConfig:
     layout: Layout = field(default_factory=Native)
     device: str = "cpu"
     gpu: Gpu = H100
+    dtype: torch.dtype | None = None
 
     @property
     def chosen(self) -> PtqRecipe:
@@ -77,9 +79,15 @@ def layout_of(name: str) -> Layout:
 
 def plan_folder(config: QuantizeConfig) -> Plan:
     """Return what would become of the model, from its config and headers alone."""
-    source = open_hollow(config.model)
+    source = _opened(config)
     config = bound(config, source)
     return make_plan(source, config.chosen, config.layout, config.gpu)
+
+
+def _opened(config: QuantizeConfig) -> HollowModel:
+    source = open_hollow(config.model, config.device)
+    source.kept_as = config.dtype
+    return source
 
 
 def bound(config: QuantizeConfig, source: HollowModel) -> QuantizeConfig:
@@ -88,7 +96,8 @@ def bound(config: QuantizeConfig, source: HollowModel) -> QuantizeConfig:
     The dtype is that of the first weight to be narrowed.
     """
     targets, _ = find_targets(source.model, config.chosen.keep_wide)
-    layout = config.layout.for_model(source.model, specs_of(targets, config.chosen), source.dtype(targets[0].name))
+    dtype = source.kept_dtype(targets[0].name)
+    layout = config.layout.for_model(source.model, specs_of(targets, config.chosen), dtype)
     recipe = in_layout(recipe_of(config.recipe), layout)
     return replace(config, layout=layout, recipe=recipe)
 
@@ -114,7 +123,7 @@ def quantize_folder(
     """
     check_out(out, resume=resume, overwrite=overwrite)
     begin = time.perf_counter()
-    source = open_hollow(config.model, config.device)
+    source = _opened(config)
     config = bound(config, source)
     plan = make_plan(source, config.chosen, config.layout, config.gpu)
     memory.restart_peak()
@@ -224,6 +233,7 @@ def _settings(config: QuantizeConfig, source: HollowModel, data: Calibration) ->
         "recipe": config.chosen.to_json(),
         "layout": config.layout.name,
         "device": config.device,
+        "dtype": str(config.dtype),
         "calibration": data.digest,
         "narrowcast": versions()["narrowcast"],
         "torch": versions()["torch"],
@@ -234,7 +244,11 @@ def _config_json(config: QuantizeConfig, source: HollowModel, records: list[Json
     specs = layer_specs(records)
     narrow = {spec.module for spec in specs}
     wide = [n for n, m in source.model.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and n not in narrow]
-    return {**source.settings, "quantization_config": config.layout.config(specs, wide)}
+    settings = {**source.settings, "quantization_config": config.layout.config(specs, wide)}
+    if config.dtype is not None:
+        settings.pop("torch_dtype", None)
+        settings["dtype"] = str(config.dtype).removeprefix("torch.")
+    return settings
 
 
 def _samples(source: HollowModel, staging: Staging, data: Calibration) -> Json:

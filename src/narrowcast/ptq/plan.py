@@ -108,15 +108,16 @@ def make_plan(source: HollowModel, recipe: PtqRecipe, layout: Layout, on: Gpu) -
     for one in kept:
         name = source.places.canonical(one.name) or one.name
         tied = one.name != name
-        size = 0 if tied or one.why.startswith("tied to") else source.stored_bytes(name)
+        absent = tied or one.why.startswith("tied to")
+        size, kept_size = (0, 0) if absent else (source.stored_bytes(name), source.kept_bytes(name))
         multiplies = "embed" not in one.name and len(one.shape) == 2 and one.kind != "Embedding"
         why = f"{one.why}; stored once, as {name}" if tied else one.why
         runs = kernel("wide") if multiplies else ""
-        rows[one.name] = Row(one.name, one.kind, one.shape, "wide", why, size, size, kernel=runs)
+        rows[one.name] = Row(one.name, one.kind, one.shape, "wide", why, size, kept_size, kernel=runs)
     for name, parameter in source.places.names.items():
         if name not in rows:
-            size = source.stored_bytes(name)
-            rows[name] = Row(name, "vector", tuple(parameter.shape), "wide", "a vector, no matrix", size, size)
+            sizes_of = source.stored_bytes(name), source.kept_bytes(name)
+            rows[name] = Row(name, "vector", tuple(parameter.shape), "wide", "a vector, no matrix", *sizes_of)
     place = {name: number for number, name in enumerate(source.places.names)}
     ordered = tuple(sorted(rows.values(), key=lambda r: place[source.places.canonical(r.name) or r.name]))
     _check_bytes(ordered)

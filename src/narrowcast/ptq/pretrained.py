@@ -1,5 +1,6 @@
 """Loading a quantized checkpoint of any known layout as a Hugging Face model that runs in narrowcast's casts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ from torch import Tensor, nn
 
 from narrowcast.errors import InputError
 from narrowcast.io import load_model
-from narrowcast.io.foreign import Checkpoint, open_checkpoint
+from narrowcast.io.foreign import Checkpoint, ReadWeight, open_checkpoint
 from narrowcast.io.naming import checkpoint_name
 from narrowcast.io.native import METHOD
+from narrowcast.io.quantized import LayerSpec, QuantizedLayer, remember
 from narrowcast.models.quiet import quiet
 from narrowcast.ptq.inputs import InputCast, attach
 from narrowcast.ptq.load import load_quantized
-from narrowcast.quantize import Cast
+from narrowcast.quantize import Cast, QTensor
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
@@ -25,27 +27,45 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
         dtype: of the model; None for what its config says.
 
     The arithmetic is emulated. Weights are decoded in float32 and rounded to ``dtype``. The inputs of fused experts
-    stay wide, as in `transformers`.
+    stay wide, as in `transformers`. The model carries its quantized layers, so that `save_pretrained` can write it in
+    another layout; weights with zero points, which no cast expresses, and fused experts are plain numbers there.
     Raises InputError for everything that is missing, truncated, foreign, or does not fit config.json.
     """
     checkpoint = open_checkpoint(Path(path))
     if checkpoint.reader is not None and checkpoint.reader.layout == METHOD:
         return _native(checkpoint, dtype or checkpoint.dtype)
     state: dict[str, Tensor] = {}
-    casts: dict[str, Cast] = {}
+    read: dict[str, ReadWeight] = {}
     chosen = dtype or checkpoint.dtype
     for name, weight in checkpoint.weights():
-        state[weight.parameter or f"{name}.weight"] = weight.values().to(chosen)
-        if weight.activation is not None:
-            casts[name] = weight.activation
+        state[f"{name}.weight"] = weight.values().to(chosen)
+        read[name] = replace(weight, dense=None)
     for name in checkpoint.wide:
         state[name] = checkpoint.stored[name].read()
     model = _filled(checkpoint, state, chosen)
-    modules = _by_checkpoint_name(model) if casts else {}
-    for name, cast in casts.items():
-        if name in modules:
-            attach(modules[name], InputCast(cast))
+    layers = []
+    for name, module in _linear(model):
+        found = read.get(name) or read.get(checkpoint_name(model, name))
+        if found is not None and found.activation is not None:
+            attach(module, InputCast(found.activation))
+        if found is not None and found.quantized is not None:
+            layers.append(_layer(name, found.quantized, found.activation))
+    remember(model, layers)
     return model
+
+
+def _linear(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def _layer(module: str, weight: QTensor, activation: Cast | None) -> QuantizedLayer:
+    """Return what a checkpoint says of a linear layer, for whoever saves the model again."""
+    shape = (weight.shape[0], weight.shape[1])
+    fixed = getattr(activation.scale, "fixed", None) if activation is not None else None
+    spec = LayerSpec(
+        f"{module}.weight", module, "Linear", shape, 1, shape, False, weight.cast, activation, static=fixed is not None
+    )
+    return QuantizedLayer(spec, (weight,))
 
 
 def _native(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
@@ -54,13 +74,6 @@ def _native(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model.eval()
-
-
-def _by_checkpoint_name(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules under their own names, and the linear ones also under those that the checkpoint has."""
-    found = dict(model.named_modules())
-    linear = {name: module for name, module in found.items() if isinstance(module, nn.Linear)}
-    return found | {checkpoint_name(model, name): module for name, module in linear.items()}
 
 
 def open_model(path: Path, auto: str = "AutoModelForCausalLM") -> tuple[nn.Module, Path | None]:

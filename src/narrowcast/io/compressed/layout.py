@@ -23,7 +23,7 @@ from narrowcast.io.compressed.formats import FORMATS, name_of
 from narrowcast.io.naming import Naming, naming_of, reverted
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer
 from narrowcast.quantize import Cast
-from narrowcast.scaling import DividedTwoLevel
+from narrowcast.scaling import Divided, DividedTwoLevel
 
 METHOD = "compressed-tensors"
 KV_SCHEME = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
@@ -80,9 +80,7 @@ class CompressedTensors:
                 return f"{what} tiles of {cast.tile} do not divide its K = {spec.shape[1]}"
         chosen = FORMATS[self._format(spec)]
         if self.dtype not in chosen.dtypes:
-            return (
-                f"loaders decode {chosen.name} to bfloat16, which a model of {self.dtype} cannot use; make it bfloat16"
-            )
+            return f"loaders decode {chosen.name} to bfloat16, not {self.dtype}; make it bfloat16 (--dtype bfloat16)"
         if spec.kind == "experts" and spec.activation is not None and chosen.name == "nvfp4-pack-quantized":
             return "fused experts share no calibrated input scale"
         return ""
@@ -156,9 +154,14 @@ class CompressedTensors:
         spec = layer.spec
         if spec.activation is None or not spec.static:
             return {}
+        rule = served_input(spec.activation, self.dtype).scale
+        if isinstance(rule, Divided | DividedTwoLevel) and rule.fixed is not None:  # read from a checkpoint
+            if isinstance(rule, DividedTwoLevel):
+                return {"input_global_scale": torch.tensor([1 / rule.fixed], dtype=torch.float32)}
+            return {"input_scale": torch.tensor([rule.fixed], dtype=self.dtype)}
         if layer.input_amax is None:
             raise InputError(f"{spec.name}: no calibration row met it, so its input has no scale; keep it wide")
-        rule, amax = served_input(spec.activation, self.dtype).scale, torch.tensor([layer.input_amax])
+        amax = torch.tensor([layer.input_amax])
         if isinstance(rule, DividedTwoLevel):
             return {"input_global_scale": rule.multiplier(amax, spec.activation.format)}
         return {"input_scale": rule.scale(amax, spec.activation.format).stored.to(self.dtype)}
