@@ -81,6 +81,10 @@ def test_text_in_and_a_folder_with_a_page_out(here: Path, capsys: pytest.Capture
     assert Path("out/tokenizer.json").read_bytes() == Path("model/tokenizer.json").read_bytes()
     assert cli.run(quantize("--data", "text", *OUT, "--overwrite", recipe="w4a16-gptq-g32")) == 0
     out = capsys.readouterr().out
+    page = Path("out/report.html").read_bytes()
+    Path("out/report.html").unlink()
+    assert cli.run(["report", "out", "--json"]) == 0
+    assert Path("out/report.html").read_bytes() == page
     assert "smaller); perplexity" in out and "hurt most:" in out and "it writes:" in out
 
 
@@ -176,6 +180,7 @@ OPTIONS = [
     (["--out", "new"], "--samples: expected at least 1, found 0", ["--samples", "0"]),
     (["--out", "new"], "matches no module", ["--keep-wide", "*nothing"]),
     (["--out", "new"], "unknown GPU 'h1000'; nearest: h100", ["--gpu", "h1000"]),
+    (["--out", "new"], "--device tpu: no such kind", ["--device", "tpu"]),
     (["--out", "new"], "unknown layout 'gguf'", ["--layout", "gguf"]),
     (["--out", "new"], "no such file or folder", ["--data", "nowhere"]),
     (["--out", "new"], "none of 1 files is readable UTF-8 text; first empty: empty", ["--data", "empty"]),
@@ -242,6 +247,14 @@ def test_a_disk_that_is_too_small_is_found_before_any_work(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 1000))
     refused(quantize("--data", "text", *OUT), "are free, the result takes 0.00 GB; make room", capsys)
+
+
+def test_a_damaged_report_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    configured(Path("model"))
+    for text, message in (("{", "not a report"), ("{}", "no report of this version"),
+                          ('{"kind": "narrowcast-quantize", "version": 1}', "damaged (KeyError")):  # fmt: skip
+        Path("model/report.json").write_text(text)
+        refused(["report", "model"], message, capsys)
 
 
 def test_what_happened_to_the_cholesky_factor_is_in_the_report(here: Path) -> None:

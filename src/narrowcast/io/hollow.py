@@ -170,7 +170,9 @@ def open_hollow(folder: Path, device: str = "cpu") -> HollowModel:
     if not folder.exists():
         raise InputError(f"model {folder}: no such file or folder; give a Hugging Face model folder")
     if not (folder / "config.json").is_file():
-        raise InputError(f"model {folder}: has no config.json; expected a Hugging Face model folder")
+        inside = folder / "model"
+        remedy = f"a run's model is {inside}" if (inside / "config.json").is_file() else "expected a model folder"
+        raise InputError(f"model {folder}: has no config.json; {remedy}")
     settings = read_json(folder / "config.json", "a JSON config")
     if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
         raise InputError(f"{folder / 'config.json'}: has no model_type; expected the config.json of a model")
@@ -183,7 +185,18 @@ def open_hollow(folder: Path, device: str = "cpu") -> HollowModel:
     known = model is not None
     if model is None:
         model = skeleton({name: stored.shape for name, stored in weights.items()})
-    return HollowModel(folder, settings, model, weights, known, torch.device(device))
+    return HollowModel(folder, settings, model, weights, known, device_of(device))
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device called ``name``; InputError where there is none of that kind here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: no such kind of device; expected cpu or cuda") from None
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"--device {name}: not available here; expected cpu, or cuda where torch sees a GPU")
+    return device
 
 
 def hollow_model(path: Path, settings: dict[str, Any]) -> nn.Module | None:

@@ -206,7 +206,7 @@ def _cannot_write(source: HollowModel) -> str:
     """Return why the model cannot write text of its own, or an empty string."""
     if not hasattr(source.model, "generate") or not getattr(source.model, "can_generate", lambda: False)():
         return "the model writes no text"
-    need, free = 4 * sum(p.numel() for p in source.places.names.values()), memory.available()
+    need, free = 4 * sum(p.numel() for p in source.places.names.values()), memory.available(source.device)
     if free is not None and need > free // 2:
         return f"the model as a whole ({need / 1e9:.1f} GB) does not fit the memory to write its own"
     return ""
@@ -257,12 +257,13 @@ def _samples(source: HollowModel, staging: Staging, data: Calibration) -> Json:
     why = _cannot_write(source) if source.known else "the architecture cannot be run"
     if source.tokenizer is None or not prompts or why:
         return {"samples": [], "no_samples": f"No samples: {why or 'there is no text, or no tokenizer'}."}
-    original = open_hollow(source.folder)  # the modules of ``source`` narrow their inputs by now
+    original = open_hollow(source.folder, str(source.device))  # the modules of ``source`` narrow their inputs by now
     original.load_buffers()
     original.load(original.names())
     before = continued(original.model, prompts, source.tokenizer)
     del original
-    after = continued(load(staging.folder, torch.float32), prompts, source.tokenizer)
+    narrow = load(staging.folder, torch.float32).to(source.device)
+    after = continued(narrow, prompts, source.tokenizer)
     return {"samples": side_by_side(prompts, before, after, source.tokenizer)}
 
 

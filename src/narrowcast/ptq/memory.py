@@ -4,11 +4,18 @@ import contextlib
 import resource
 from pathlib import Path
 
+import torch
+
 _KIB = 1024
 
 
-def available() -> int | None:
-    """Return the bytes that a process may still take, as far as the system says; None where it does not."""
+def available(device: torch.device | None = None) -> int | None:
+    """Return the bytes that a process may still take, as far as the system says; None where it does not.
+
+    On a CUDA device those of the device.
+    """
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     found = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in Path("/proc/meminfo").read_text().splitlines():

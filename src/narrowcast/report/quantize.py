@@ -5,11 +5,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from narrowcast.errors import InputError
 from narrowcast.io import write_atomic
+from narrowcast.io.weights import read_json
 from narrowcast.ptq.plan import short
 from narrowcast.report.document import Section, render
 from narrowcast.report.tables import cell, table
 
+KIND, VERSION = "narrowcast-quantize", 1
 _WORST = 8  # layers in the table of those that hurt most
 _DOTTED = {"mode": "lines+markers"}
 _GOOD, _FAIR = 1.0, 5.0  # percent of perplexity: where advice changes
@@ -45,7 +48,7 @@ def advice(report: Report) -> str:
     if rise < _FAIR:
         return f"Usable where {rise:.1f} % of perplexity do not matter; {names} kept wide (--keep-wide) give some back."
     better = _better(report)
-    return f"Perplexity rose by {rise:.1f} %, which readers notice: {better}."
+    return f"Perplexity rose by {rise:.1f} %: {better}."
 
 
 def _better(report: Report) -> str:
@@ -87,6 +90,22 @@ def quantize_page(report: Report) -> str:
         Section("Facts", tables=(_facts(report),)),
     )
     return render("narrowcast quantize", headline(report), (advice(report),), sections)
+
+
+def load_quantized_report(path: Path) -> Report:
+    """Return the report in ``path``; InputError where it is missing, not JSON, or not of this kind."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected the report.json of 'narrowcast quantize'")
+    found = read_json(path, "a report")
+    if not isinstance(found, dict) or found.get("kind") != KIND or found.get("version") != VERSION:
+        raise InputError(f"{path}: no report of this version of 'narrowcast quantize'; run it again")
+    try:
+        quantize_page(found)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{path}: damaged ({type(error).__name__}: {error}); run 'narrowcast quantize' again"
+        ) from None
+    return found
 
 
 def write_quantized(report: Report, folder: Path) -> Path:
