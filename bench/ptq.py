@@ -1,0 +1,184 @@
+"""What post-training quantization loses on real models: the figures of the README and of the claims made about it.
+
+    python bench/run.py ptq [--quick]        needs NARROWCAST_DATA; writes bench/results/ptq.json
+
+Language model: stories260K, judged on 80 stories with a paired interval, calibrated on 64 texts that the model wrote
+itself, five draws of them. Beside ours, llm-compressor's GPTQ core in the same pipeline, where it is there
+(`bench/peers.py`). Vision: the public ResNet20 on 500 exact CIFAR-10 test images, calibrated on 256 training images.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench.peers import PeerSolver, llmcompressor_gptq, version
+
+from narrowcast.evaluate import in_bfloat16, language_findings
+from narrowcast.evaluate.classifier import compare_classifiers
+from narrowcast.io import versions
+from narrowcast.metrics import bootstrap, mean_of
+from narrowcast.ptq import LeastError, Solver
+from narrowcast.ptq.bias import correct_biases
+from narrowcast.ptq.catalogue import recipe
+from narrowcast.ptq.recipe import PtqRecipe, Scheme
+from narrowcast.quantize import cast
+from narrowcast.studies.quantized_language import Judge, closed, judge
+from narrowcast.studies.study import Setting, data_folder
+from narrowcast.studies.vision import quantized, resnet20, runs
+
+RESULTS = Path(__file__).parent / "results"
+_PLAIN = "W4 g32, rounded to nearest"
+_DESCENT = "W4 g32 with the code -8, GPTQ, two passes of descent"
+_PEER = "W4 g32 with the code -8, llm-compressor's GPTQ core"
+
+
+def language_recipes() -> dict[str, PtqRecipe]:
+    """Return what is tried on the language model."""
+    g32, awq = recipe("w4a16-gptq-g32"), recipe("w4a16-awq-g32")
+    found = {
+        "W8A8 FP8, per channel and token": recipe("w8a8-fp8"),
+        "W8A8 E3M4, per channel and token": replace(
+            recipe("w8a8-fp8"), scheme=Scheme(cast("e3m4fn/row/fp32"), cast("e3m4fn/row/fp32"))
+        ),
+        "W8A8 INT8, SmoothQuant and GPTQ": recipe("w8a8-int8"),
+        _PLAIN: recipe("w4a16-rtn-g32"),
+        "W4 g32, GPTQ": g32,
+        "W4 g32, GPTQ, two passes of descent": replace(g32, solver=Solver(refine=2)),
+        "W4 g32, AWQ": awq,
+        "W4 g32, AWQ, then GPTQ and descent": replace(awq, solver=Solver(refine=2)),
+    }
+    full = replace(g32, scheme=Scheme(cast("int4_full/1x32+pad/fp32")))  # the peer's codes: from -8 to 7
+    found["W4 g32 with the code -8, GPTQ"] = full
+    found[_DESCENT] = replace(full, solver=Solver(refine=2))
+    if llmcompressor_gptq() is not None:
+        found[_PEER] = replace(full, solver=PeerSolver())
+    return found
+
+
+def language(setting: Setting) -> dict[str, Any]:
+    """Return figures by recipe."""
+    j = judge(setting)
+    draws = [
+        j.own_text(4 if setting.quick else 64, seed, 16 if setting.quick else 128)
+        for seed in range(1 if setting.quick else 5)
+    ]
+    rounded = j.predict(in_bfloat16(j.model))
+    found_by: dict[str, Any] = {}
+    for name, chosen in language_recipes().items():
+        start = time.perf_counter()
+        figures = []
+        for calibration in draws if chosen.needs_calibration else draws[:1]:
+            predicted = j.predict(j.quantized(chosen, calibration if chosen.needs_calibration else []))
+            figures.append(predicted.perplexity)
+            if len(figures) == 1:
+                found = [one.to_json() for one in language_findings(j.wide, predicted, rounded)]
+        found_by[name] = {
+            "recipe": chosen.name, "perplexity": statistics.fmean(figures), "by_calibration": figures,
+            "seconds": (time.perf_counter() - start) / len(figures), "findings": found,
+        }  # fmt: skip
+        print(f"{name:54} {found_by[name]['perplexity']:.4f}  {found[0]['verdict']}", flush=True)
+    plain = found_by[_PLAIN]["perplexity"]
+    for name, row in found_by.items():
+        if name.startswith("W4"):
+            row["gap_closed"] = closed(plain, row["perplexity"], j.wide.perplexity)
+    return {"model": "stories260K", "perplexity": j.wide.perplexity, "spread": _spread(j), "recipes": found_by}
+
+
+def _spread(j: Judge) -> list[float]:
+    """Return the 95 % interval of the wide model's own perplexity: what other stories would have given."""
+    loss = mean_of(j.wide.losses, j.wide.tokens)
+    own = bootstrap(lambda w: loss(w).exp(), len(j.wide.losses))
+    return [own.low, own.high]
+
+
+def vision(setting: Setting) -> dict[str, Any]:
+    """Return accuracies of ResNet20 by recipe; every layer is quantized, the first and the last too."""
+    model, calibration, test = resnet20(setting)
+    eight, searched = cast("int8/tensor/fp32"), LeastError(2.0, 40)
+    four = Scheme(cast("int4/row/fp32"), eight, static=True)
+    tried: dict[str, tuple[PtqRecipe, bool]] = {
+        "W8A8 INT8": (PtqRecipe("", "", "", Scheme(cast("int8/row/fp32"), eight, static=True), keep_wide=()), False),
+        "W8A8 E4M3": (replace(recipe("w8a8-e4m3-static"), keep_wide=()), False),
+        "W4A8, rounded to nearest": (PtqRecipe("", "", "", four, keep_wide=()), False),
+        "W4A8, searched scales, bias correction": (PtqRecipe("", "", "", four, search=searched, keep_wide=()), True),
+        "W4A8, searched scales, GPTQ": (PtqRecipe("", "", "", four, searched, solver=Solver(), keep_wide=()), False),
+    }
+    rows = {}
+    for name, (chosen, corrected) in tried.items():
+        changed = quantized(model, chosen, calibration)
+        if corrected:
+            original = {n: p.detach() for n, p in copy.deepcopy(model).named_parameters()}
+            correct_biases(changed, original, runs(changed, calibration), chosen.keep_wide)
+        found = compare_classifiers(model, changed, test.batches(250))
+        rows[name] = [one.to_json() for one in found.findings]
+        print(f"{name:54} {rows[name][0]['b']:.2f} %", flush=True)
+    wide = next(iter(rows.values()))[0]["a"]
+    return {"model": "ResNet20", "images": len(test), "accuracy": wide, "recipes": rows}
+
+
+def claims(text: dict[str, Any], pictures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what was to be reached, and whether it was."""
+
+    def claim(name: str, found: float, holds: bool) -> dict[str, Any]:
+        return {"claim": name, "found": found, "holds": holds}
+
+    eight = text["recipes"]["W8A8 FP8, per channel and token"]["findings"][0]
+    shares = {name: row["gap_closed"] for name, row in text["recipes"].items() if "gap_closed" in row}
+    descent, awq = shares["W4 g32, GPTQ, two passes of descent"], shares["W4 g32, AWQ"]
+    ours = shares[_DESCENT]
+    plain, peer = shares["W4 g32, GPTQ"], shares.get(_PEER)
+    lost = {name: pictures["accuracy"] - row[0]["b"] for name, row in pictures["recipes"].items()}
+    four = min(v for name, v in lost.items() if name.startswith("W4A8"))
+    finer = text["recipes"]["W8A8 E3M4, per channel and token"]["findings"][0]
+    inside = text["spread"][0] <= eight["b"] <= text["spread"][1]
+    return [
+        claim("W8A8 FP8: perplexity within the paired noise", eight["change"], eight["verdict"] != "worse"),
+        claim("W8A8 E3M4: perplexity within the paired noise", finer["change"], finer["verdict"] != "worse"),
+        claim("W8A8 FP8: perplexity within what other stories would give the wide model", eight["b"], inside),
+        claim("W4 g32: share of the gap that GPTQ closes, at least half", plain, plain >= 0.5),
+        claim("W4 g32: the same with two passes of descent", descent, descent >= 0.5),
+        claim("W4 g32: share of the gap that AWQ closes, at least half", awq, awq >= 0.5),
+        *(
+            [claim("W4 g32 with -8: share that descent closes beyond the peer", ours - peer, ours >= peer)]
+            if peer
+            else []
+        ),
+        claim("ResNet20 W8A8 INT8: points lost, at most 0.2", lost["W8A8 INT8"], lost["W8A8 INT8"] <= 0.2 + 1e-9),
+        claim("ResNet20 W4A8, best: points lost, at most 1.0", four, four <= 1.0 + 1e-9),
+    ]
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print, write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="only show that it runs; writes nothing")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    setting = Setting(quick=options.quick, data=data_folder())
+    text, pictures = language(setting), vision(setting)
+    found = claims(text, pictures)
+    for row in found:
+        print(f"{'holds' if row['holds'] else 'DOES NOT HOLD':14} {row['claim']}: {row['found']:.4f}")
+    if options.quick:
+        return
+    result = {
+        "versions": versions() | {"peer": version()}, "date": date.today().isoformat(),
+        "claims": found, "language": text, "vision": pictures,
+    }  # fmt: skip
+    path = RESULTS / "ptq.json"
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])
