@@ -34,16 +34,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Naming:
-    """Pieces of the parameters that a checkpoint splits; every other keeps its module's name.
+    """What a checkpoint calls the weights of a model.
 
     Attributes:
-        pieces: by the parameter's name in the model.
-        modules: names of other modules that differ, by their name in the model.
-        model: the model itself, for the names of what stays as it is; or None where none differs.
+        pieces: of the parameters that it splits, by their name in the model.
+        model: knows all other names; None where a checkpoint has the model's own.
     """
 
     pieces: dict[str, tuple[Piece, ...]] = field(default_factory=dict)
-    modules: dict[str, str] = field(default_factory=dict)
     model: nn.Module | None = None
 
     def of(self, spec: LayerSpec) -> tuple[Piece, ...]:
@@ -56,7 +54,7 @@ class Naming:
 
     def module(self, name: str) -> str:
         """Return the checkpoint's name of a module."""
-        return self.modules.get(name, name)
+        return name if self.model is None else checkpoint_name(self.model, name)
 
 
 def naming_of(model: nn.Module, specs: Sequence[LayerSpec]) -> Naming:
@@ -70,9 +68,7 @@ def naming_of(model: nn.Module, specs: Sequence[LayerSpec]) -> Naming:
     pieces: dict[str, tuple[Piece, ...]] = {}
     for name, spec in experts.items():
         pieces[name] = _pieces(spec, reverted(model, {name: _numbers(spec)}))
-    linear = [s for s in specs if s.kind != "experts"]
-    renamed = {s.module: _renamed(model, f"{s.module}.weight") for s in linear}
-    return Naming(pieces, {old: new for old, new in renamed.items() if new != old}, model)
+    return Naming(pieces, model)
 
 
 def reverted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -85,11 +81,7 @@ def reverted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def checkpoint_name(model: nn.Module, module: str) -> str:
     """Return the checkpoint's name of a module of ``model``."""
-    return _renamed(model, f"{module}.weight")
-
-
-def _renamed(model: nn.Module, weight: str) -> str:
-    (name,) = reverted(model, {weight: torch.zeros(2, 2)})
+    (name,) = reverted(model, {f"{module}.weight": torch.zeros(2, 2)})
     return name.removesuffix(".weight")
 
 

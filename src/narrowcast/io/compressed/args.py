@@ -113,7 +113,7 @@ def served_input(cast: Cast, dtype: torch.dtype) -> Cast:
         scale = replace(scale, carrier=carrier)
     else:
         scale = Divided(carrier)
-    return replace(cast, format=fmt, scale=scale, tile=replace(cast.tile, pad=False))
+    return replace(cast, format=fmt, scale=scale)
 
 
 def _kind(cast: Cast, rule: ScaleRule) -> tuple[object, ...]:
