@@ -15,6 +15,7 @@ from narrowcast.errors import InputError
 from narrowcast.io.quantized import QuantizedLayer, remember
 from narrowcast.ptq.blocks import Call, Forward, find_blocks, record
 from narrowcast.ptq.catalogue import recipe as recipe_of
+from narrowcast.ptq.kvcache import CacheCasts, narrow_cache
 from narrowcast.ptq.layers import Narrowed
 from narrowcast.ptq.part import Part, quantize_part
 from narrowcast.ptq.recipe import PtqRecipe
@@ -90,6 +91,8 @@ def quantize_model(
     if outside:
         result.take(quantize_part(model, outside, recipe, forwards))
     on_block(len(blocks), len(blocks), "")
+    if recipe.kv is not None:
+        narrow_cache(model, CacheCasts(recipe.kv, recipe.kv))
     remember(model, result.layers)
     return result
 

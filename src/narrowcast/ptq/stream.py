@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from narrowcast.errors import InputError
 from narrowcast.io.hollow import HollowModel
 from narrowcast.ptq.blocks import Call, Forward, find_blocks, record_around, run_around
 from narrowcast.ptq.calibration import Calibration
@@ -96,6 +97,8 @@ class Streamer:
     activations: int = 0
 
     def __post_init__(self) -> None:
+        if self.recipe.kv is not None:
+            raise InputError(f"recipe {self.recipe.name} narrows the KV cache, which a folder of weights cannot hold")
         self.prefix, self.blocks = find_blocks(self.source.model)
         self.targets, self.kept = find_targets(self.source.model, self.recipe.keep_wide)
         self.inside = members_of(self.targets, self.prefix, len(self.blocks))
