@@ -96,14 +96,21 @@ def narrow_cache(model: nn.Module, casts: CacheCasts) -> None:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
-        order = casts.order.get(names[module])
-        if order is not None:
-            query, key = _ordered(query, order), _ordered(key, order)
-        key = key if casts.key is None else casts.key.apply(key, what="keys").to(key.dtype)
-        value = value if casts.value is None else casts.value.apply(value, what="values").to(value.dtype)
+        if module in names:  # else another model that shares this one's config, and with it the setting
+            query, key, value = _stored(casts, names[module], query, key, value)
         return F.scaled_dot_product_attention(query, *repeated(query, key, value), attn_mask=mask, scale=scale)
 
     set_layer_attention(model, attend)
+
+
+def _stored(casts: CacheCasts, name: str, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the query in the order of its keys, and keys and values as the cache gives them back."""
+    order = casts.order.get(name)
+    if order is not None:
+        query, key = _ordered(query, order), _ordered(key, order)
+    key = key if casts.key is None else casts.key.apply(key, what="keys").to(key.dtype)
+    value = value if casts.value is None else casts.value.apply(value, what="values").to(value.dtype)
+    return query, key, value
 
 
 def _ordered(x: Tensor, order: Tensor) -> Tensor:
