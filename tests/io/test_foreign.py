@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.entrypoints.convert.converters import ModelOptNvfp4Converter
 from compressed_tensors.entrypoints.convert.converters.fp8block_dequantizer import FP8BlockDequantizer
 from compressed_tensors.quantization import QuantizationScheme
@@ -128,6 +129,22 @@ def test_compressed_tensors_with_zero_points(bits):
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": args}},
     }  # fmt: skip
     assert torch.equal(read(settings, stored).values(), compressor.decompress(stored, scheme)["weight"])
+
+
+def test_columns_in_another_order():
+    """``weight_g_idx`` of releases until August 2026: the group of each column."""
+    codes = torch.randint(-8, 8, (16, 64), generator=torch.Generator().manual_seed(0))
+    index = torch.randperm(64, generator=torch.Generator().manual_seed(1)) // 32
+    scale = torch.tensor([[1.0, 4.0]]).expand(16, 2)
+    stored = {
+        "weight_packed": pack_to_int32(codes.to(torch.int8), 4), "weight_shape": torch.tensor([16, 64]),
+        "weight_scale": scale, "weight_g_idx": index.int(),
+    }  # fmt: skip
+    args = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32, "actorder": "group"}
+    settings = {"quant_method": "compressed-tensors", "config_groups": {"g": {"targets": ["Linear"], "weights": args}}}
+    assert torch.equal(read(settings, stored).values(), codes * torch.where(index == 1, 4.0, 1.0))
+    plain = read(settings, stored | {"weight_g_idx": torch.full((64,), -1).int()})
+    assert plain.quantized is not None and torch.equal(plain.values()[:, :32], codes[:, :32].float())
 
 
 def test_which_scheme_holds_for_a_module():

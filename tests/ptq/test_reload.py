@@ -185,7 +185,16 @@ def test_names_of_fused_experts_and_of_routers():
 def test_scales_of_cached_keys_and_values_do_not_disturb_loading(tmp_path):
     """vLLM reads them; compressed-tensors 0.20 looks for a cache under another name than transformers 5.24 gives it."""
     model = quantized("llama", SCHEMES["fp8"], FP32)
-    kv = {f"model.layers.{i}.self_attn": (448.0, 7.0) for i in range(2)}
+    batches = [inputs("llama", s, FP32)["input_ids"] for s in (0, 1)]
+    found = nc.ptq.kv_peaks(model, batches)
+    with torch.no_grad():
+        caches = [model(b, use_cache=True).past_key_values for b in batches]
+    top = (
+        max(float(c.layers[1].keys.abs().max()) for c in caches),
+        max(float(c.layers[1].values.abs().max()) for c in caches),
+    )
+    assert list(found) == [f"model.layers.{i}.self_attn" for i in (0, 1)] and found["model.layers.1.self_attn"] == top
+    kv = dict.fromkeys(found, (448.0, 7.0))
     saved = nc.save_pretrained(model, tmp_path / "model", kv=kv)
     assert "cached keys and values" in str(saved) and "keys and values e4m3fn" in nc.describe(tmp_path / "model")
     with safetensors.safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as file:
@@ -204,6 +213,17 @@ def test_tied_groups_share_their_scales(tmp_path):
             q, k, v = (file.get_tensor(f"model.layers.0.self_attn.{p}_proj.{part}") for p in "qkv")
             gate, up = (file.get_tensor(f"model.layers.1.mlp.{p}_proj.{part}") for p in ("gate", "up"))
             assert q == k == v and gate == up and q != gate
+
+
+def test_layers_that_vllm_fuses_should_agree(tmp_path):
+    model = quantized(
+        "llama", replace(SCHEMES["w4a16"], keep_wide=("*lm_head", "*embed*", "*.1.self_attn.k_proj")), FP32
+    )
+    saved = nc.save_pretrained(model, tmp_path / "model")
+    assert "q_proj, k_proj, v_proj as one layer, but those of model.layers.1.self_attn differ" in str(saved)
+    ignored = json.loads((tmp_path / "model" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert ignored == ["model.layers.1.self_attn.k_proj", "lm_head"]
+    assert torch.equal(logits(theirs(tmp_path / "model", type(model)), "llama", FP32), logits(model, "llama", FP32))
 
 
 def test_shards_and_their_index(tmp_path):

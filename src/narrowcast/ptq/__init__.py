@@ -6,6 +6,7 @@ from narrowcast.ptq.calibration import CalibrationConfig
 from narrowcast.ptq.catalogue import recipe, recipes
 from narrowcast.ptq.folder import QuantizeConfig, plan_folder, quantize_folder
 from narrowcast.ptq.gptq import Solution, Solver, gptq, output_error
+from narrowcast.ptq.kv import kv_peaks
 from narrowcast.ptq.pipeline import Quantization, quantize_model
 from narrowcast.ptq.recipe import PtqRecipe, Scheme
 from narrowcast.ptq.search import AbsMax, LeastError, LeastOutputError, Percentile, Search
@@ -26,6 +27,7 @@ __all__ = [
     "Solver",
     "awq",
     "gptq",
+    "kv_peaks",
     "output_error",
     "plan_folder",
     "quantize_folder",

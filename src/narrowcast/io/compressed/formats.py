@@ -149,17 +149,27 @@ def _columns(parts: dict[str, Tensor]) -> int:
     return int(parts["weight_shape"][-1])
 
 
-def asymmetric(parts: dict[str, Tensor], args: dict[str, Any]) -> Tensor:
-    """Return the values of a pack-quantized weight with zero points, float32 ``[N, K]``: ``(q - zero) * scale``.
+def is_plain(parts: dict[str, Tensor], args: dict[str, Any]) -> bool:
+    """Return whether a cast expresses the weight: no zero points, and columns in groups as they stand."""
+    index = parts.get("weight_g_idx")
+    ordered = index is not None and bool((index >= 0).all()) and not torch.equal(index, index.sort().values)
+    return bool(args.get("symmetric", True)) and not ordered
 
-    No cast has zero points, so such a weight is read as values only.
+
+def values_of(parts: dict[str, Tensor], args: dict[str, Any]) -> Tensor:
+    """Return the values of any pack-quantized weight, float32 ``[N, K]``: ``(q - zero) * scale``, group by group.
+
+    ``weight_g_idx`` names the group of each column where they are not in order.
     """
     bits, scale = int(args["num_bits"]), parts["weight_scale"].float()
     codes = from_words(parts["weight_packed"], bits, _columns(parts))
-    zeros = from_words(parts["weight_zero_point"].mT.contiguous(), bits, codes.shape[0]).mT
-    groups = scale.shape[1]
-    difference = (codes.view(len(codes), groups, -1) - zeros[:, :, None]).float()
-    return (difference * scale[:, :, None]).view(codes.shape)
+    zeros = torch.full(scale.shape, 1 << (bits - 1))
+    if not args.get("symmetric", True):
+        zeros = from_words(parts["weight_zero_point"].mT.contiguous(), bits, codes.shape[0]).mT
+    index = torch.arange(codes.shape[1]) // (codes.shape[1] // scale.shape[1])
+    if "weight_g_idx" in parts and bool((parts["weight_g_idx"] >= 0).all()):
+        index = parts["weight_g_idx"].long()
+    return (codes - zeros[:, index]).float() * scale[:, index]
 
 
 # --- 4-bit floats, two a byte, and block scales of one byte ---

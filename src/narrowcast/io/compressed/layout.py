@@ -29,6 +29,7 @@ METHOD = "compressed-tensors"
 VERSION = "0.20.0"  # the release that this was verified against; 3, 5, 6 and 7 bits are packed densely since 2026
 KV_SCHEME = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
 _FP8_MAX = 448.0
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 @dataclass(frozen=True)
@@ -133,9 +134,27 @@ class CompressedTensors:
         found = []
         if any(spec.kind == "experts" and spec.activation is not None for spec in specs):
             found.append("the inputs of fused experts stay wide in transformers; vLLM narrows them")
+        found += self._torn(specs)
         if self.kv:
             found.append("cached keys and values stay wide in transformers 5.24; vLLM rounds them where it is told to")
         return found
+
+    def _torn(self, specs: Sequence[LayerSpec]) -> list[str]:
+        """Return a note where layers that vLLM loads as one differ."""
+        schemes = {spec.module: json.dumps(self._scheme(spec)) for spec in specs}
+        model = self.naming.model
+        linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)] if model is not None else []
+        for parts in _FUSED:
+            members: dict[str, set[str]] = {}
+            for name in linear:
+                parent, _, last = name.rpartition(".")
+                if last in parts:
+                    members.setdefault(parent, set()).add(schemes.get(name, "wide"))
+            torn = [parent for parent, found in members.items() if len(found) > 1]
+            if torn:
+                together = ", ".join(parts)
+                return [f"vLLM loads {together} as one layer, but those of {torn[0]} differ; give them one scheme"]
+        return []
 
     def _ignored(self, specs: Sequence[LayerSpec], wide: Sequence[str]) -> list[str]:
         narrow = {name for s in specs for name in (s.module, *(p.module for p in self.naming.of(s)))}

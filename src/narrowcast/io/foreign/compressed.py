@@ -10,12 +10,13 @@ from torch import Tensor
 
 from narrowcast.errors import InputError
 from narrowcast.io.compressed.args import cast_from
-from narrowcast.io.compressed.formats import asymmetric, format_named, name_of
+from narrowcast.io.compressed.formats import format_named, is_plain, name_of, values_of
 from narrowcast.io.foreign.reader import Reader, ReadWeight
 from narrowcast.scaling import Divided, DividedTwoLevel
 
 _SUFFIXES = (
     "weight_packed", "weight", "weight_scale", "weight_shape", "weight_zero_point", "weight_global_scale",
+    "weight_g_idx",
     "input_scale", "input_zero_point", "input_global_scale",
 )  # fmt: skip
 _FLOATS = {("float", 8): "e4m3fn", ("float", 4): "e2m1fn"}
@@ -74,8 +75,8 @@ def _read(config: dict[str, Any], schemes: list[dict[str, Any]], module: str, pa
     if name in (None, "mixed-precision", "dense"):
         name = name_of(weights, inputs)
     try:
-        if not weights.get("symmetric", True):
-            read = ReadWeight(dense=asymmetric(parts, weights))
+        if not is_plain(parts, weights):
+            read = ReadWeight(dense=values_of(parts, weights))
         else:
             read = ReadWeight(format_named(str(name), weights).read(parts, weights))
     except KeyError as missing:
