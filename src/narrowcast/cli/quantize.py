@@ -68,7 +68,7 @@ def quantize(
     use_threads(threads)
     calibration = CalibrationConfig(data, samples, length, held, seed)
     config = QuantizeConfig(
-        model, recipe, calibration, None, tuple(keep_wide or ()), layout_of(layout), device, gpu_of(gpu),
+        model, recipe, calibration, None, (), tuple(keep_wide or ()), layout_of(layout), device, gpu_of(gpu),
         dtype_of(dtype) if dtype else None,
     )  # fmt: skip
     if plan:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.io.rowwise import Rowwise
 from narrowcast.io.weights import Stored, folder_weights, read_json
 from narrowcast.models.checkpoint_names import Origin, origins
 from narrowcast.models.hollow import Places, hollow_from_config, skeleton
@@ -95,7 +96,11 @@ class HollowModel:
             value = made.pop(name).to(self.device, torch.float32)
             self.places.fill(name, value)
             self._filled[name] = value.nbytes
-            self.peak = max(self.peak, sum(self._filled.values()))
+            self._note(0)
+
+    def _note(self, more: int) -> None:
+        """Take down that ``more`` bytes are in memory beside what is filled."""
+        self.peak = max(self.peak, more + sum(self._filled.values()))
 
     def load_buffers(self) -> None:
         """Fill the buffers that the checkpoint holds: they are small, and stay."""
@@ -116,7 +121,11 @@ class HollowModel:
                 self.places.empty(name)
 
     def wide(self, name: str) -> Tensor:
-        """Return the filled parameter in the dtype that it will be stored in."""
+        """Return the parameter in the dtype that it will be stored in; one that is not filled is read for it."""
+        if name not in self._filled:
+            value = self._make(self._origin[name])[name].to(self.kept_dtype(name)).contiguous()
+            self._note(value.nbytes)
+            return value
         return self.places.value(name).detach().to("cpu", self.kept_dtype(name)).contiguous()
 
     @torch.no_grad()
@@ -127,12 +136,15 @@ class HollowModel:
             value.copy_(value.to(self.kept_dtype(name)))
 
     @contextmanager
-    def on_demand(self, kept: Iterable[str] = ()) -> Iterator[None]:
+    def on_demand(self, budget: int) -> Iterator[None]:
         """Fill the parameters of a module when it is about to run, and empty them when it has run.
 
-        ``kept`` and what is filled already stay as they are.
+        What is filled already stays so. Matrices of more than ``budget`` bytes (as float32) that are looked up or
+        multiplied by as they are in the file are read a few rows at a time.
         """
-        still = {*kept, *self._filled}
+        large = self._large(budget)
+        still = {*self._filled, *large}
+        stored = {id(self.places.names[n]): self.weights[self._origin[n].sources[0]] for n in large}
         handles = []
         for module_name, module in self.model.named_modules():
             own = [f"{module_name}.{n}" if module_name else n for n, _ in module.named_parameters(recurse=False)]
@@ -141,10 +153,21 @@ class HollowModel:
                 handles.append(module.register_forward_pre_hook(lambda *_, n=names: self.load(n)))
                 handles.append(module.register_forward_hook(lambda *_, n=names: self.release(n)))
         try:
-            yield
+            with Rowwise(stored, budget, self.device, self._note):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _large(self, budget: int) -> set[str]:
+        """Return the weights of look-up tables and linear layers, not filled, that alone exceed ``budget``."""
+        found = set()
+        for module_name, module in self.model.named_modules():
+            name = self.places.canonical(f"{module_name}.weight")
+            if isinstance(module, nn.Embedding | nn.Linear) and name is not None and name not in self._filled:
+                plain = self._origin[name].converter is None
+                found |= {name} if plain and 4 * module.weight.numel() > budget else set()
+        return found
 
     def _make(self, origin: Origin) -> dict[str, Tensor]:
         made = origin.make(self.model, lambda name: self.weights[name].read())

@@ -6,7 +6,7 @@ whoever works through a folder is that of the tensors at hand, whatever the size
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from narrowcast.errors import InputError
 from narrowcast.io.tensors import refuse_foreign
 
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+_PIECE = 1 << 22  # bytes, a multiple of every element's size
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "U16": torch.uint16,
+    "U32": torch.uint32, "U64": torch.uint64, "F8_E8M0": torch.float8_e8m0fnu, "BOOL": torch.bool,
 }  # fmt: skip
 
 
@@ -47,13 +49,35 @@ class Stored:
 
     def read(self) -> Tensor:
         """Return the tensor, read from the file into memory of its own."""
-        out = torch.empty(self.nbytes, dtype=torch.uint8)
-        if self.nbytes:
-            with self.file.open("rb") as file:
-                file.seek(self.start)
-                if file.readinto(out.numpy().data) != self.nbytes:
+        return self._taken(self.shape, [(0, self.nbytes)])
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return rows ``start`` to ``stop`` of a matrix."""
+        size = self.nbytes // max(self.shape[0], 1)
+        return self._taken((stop - start, *self.shape[1:]), [(start * size, (stop - start) * size)])
+
+    def picked(self, places: list[int]) -> Tensor:
+        """Return the rows at ``places`` of a matrix."""
+        size = self.nbytes // max(self.shape[0], 1)
+        return self._taken((len(places), *self.shape[1:]), [(place * size, size) for place in places])
+
+    def pieces(self) -> Iterator[Tensor]:
+        """Yield all elements in order, a few megabytes at a time."""
+        for start in range(0, self.nbytes, _PIECE):
+            length = min(_PIECE, self.nbytes - start)
+            yield self._taken((length // self.dtype.itemsize,), [(start, length)])
+
+    def _taken(self, shape: tuple[int, ...], spans: list[tuple[int, int]]) -> Tensor:
+        """Return the bytes of ``spans`` (offset in the tensor, length), one behind the other, as a tensor."""
+        out = torch.empty(sum(length for _, length in spans), dtype=torch.uint8)
+        view, place = memoryview(out.numpy()), 0  # type: ignore[arg-type]
+        with self.file.open("rb") as file:
+            for offset, length in spans:
+                file.seek(self.start + offset)
+                if file.readinto(view[place : place + length]) != length:
                     raise InputError(f"{self.file}: truncated; copy it again")
-        return out.view(self.dtype).view(self.shape)
+                place += length
+        return out.view(self.dtype).view(shape)
 
 
 def read_header(path: Path) -> dict[str, Stored]:
@@ -90,6 +114,23 @@ def _stored(path: Path, entry: dict[str, Any], base: int) -> Stored:
     if end - begin != stored.nbytes or begin < 0:
         raise ValueError(f"a tensor of {end - begin} bytes has the shape {entry['shape']} of {entry['dtype']}")
     return stored
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file of CPU tensors without copying any in memory, which safetensors' own writer does."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for name, tensor in tensors.items():
+        end = place + tensor.nbytes
+        table[name] = {"dtype": names[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def folder_weights(folder: Path) -> dict[str, Stored]:
@@ -145,8 +186,7 @@ def read_json(path: Path, what: str) -> Any:
 def check_finite(weights: dict[str, Stored]) -> Iterator[str]:
     """Read every float tensor once and yield its name; InputError naming the first that holds NaN or infinity."""
     for name, stored in weights.items():
-        if stored.dtype.is_floating_point and stored.dtype.itemsize > 1:
-            tensor = stored.read()
-            if not tensor.isfinite().all():
-                raise InputError(f"{stored.file}: tensor {name} holds NaN or infinite values; the weights are damaged")
+        known = stored.dtype.is_floating_point and stored.dtype.itemsize > 1
+        if known and not all(bool(piece.isfinite().all()) for piece in stored.pieces()):
+            raise InputError(f"{stored.file}: tensor {name} holds NaN or infinite values; the weights are damaged")
         yield name

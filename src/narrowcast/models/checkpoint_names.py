@@ -62,7 +62,7 @@ def origins(model: nn.Module, names: list[str], what: str) -> list[Origin]:
     for name in sorted(names, key=_natural):
         target, pattern, transform = mapping(name, state)
         if target not in state:
-            unknown.append(name)
+            unknown.append(target)
             continue
         old = found.get(target, Origin((target,), ()))
         sources = (*old.sources, name)
@@ -106,7 +106,8 @@ def _mapping(model: nn.Module) -> Callable[[str, Any], tuple[str, str, Any]]:
 
 def _check(model: nn.Module, state: Any, found: dict[str, Origin], unknown: list[str], what: str) -> None:
     ignored = [*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()), r"rotary_emb\.inv_freq"]
-    unknown = [name for name in unknown if not any(re.search(pattern, name) for pattern in ignored)]
+    computed = {name for name, _ in model.named_buffers()}  # older checkpoints hold some that are made anew today
+    unknown = [n for n in unknown if n not in computed and not any(re.search(pattern, n) for pattern in ignored)]
     made = {target for origin in found.values() for target in origin.targets}
     same: dict[int, list[str]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):

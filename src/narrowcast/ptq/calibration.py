@@ -77,15 +77,15 @@ class Calibration:
         return digest.hexdigest()[:16]
 
 
-def from_batches(batches: Iterable[Any]) -> Calibration:
-    """Return calibration batches given from Python: token ids or dictionaries; the iterable is drawn up here."""
-    found = tuple(batches)
-    for batch in found:
+def from_batches(batches: Iterable[Any], held: Iterable[Tensor] = ()) -> Calibration:
+    """Return batches given from Python: token ids or dictionaries; the iterables are drawn up here."""
+    found, apart = tuple(batches), tuple(held)
+    for batch in (*found, *apart):
         if not isinstance(batch, Tensor | dict):
             raise InputError(
                 f"calibration: found a {type(batch).__name__}, expected token ids or a dictionary of tensors"
             )
-    return Calibration(found)
+    return Calibration(found, apart)
 
 
 def from_text(config: CalibrationConfig, tokenizer: Path, model: nn.Module) -> Calibration:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from narrowcast.analysis.roofline import H100, Gpu
 from narrowcast.errors import InputError, NarrowcastError, nearest
@@ -46,6 +47,7 @@ class QuantizeConfig:
         recipe: post-training recipe, or its name, or the spelling of a cast for all weights.
         calibration: which text, and how much of it.
         batches: calibration batches from Python instead.
+        held: with those, batches of token ids to judge on.
         keep_wide: further glob patterns of modules that stay wide; each must match.
         layout: how the result is written.
         device: where it is computed.
@@ -57,6 +59,7 @@ class QuantizeConfig:
     recipe: str | PtqRecipe
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     batches: Iterable[Any] | None = None
+    held: Iterable[Tensor] = ()
     keep_wide: tuple[str, ...] = ()
     layout: Layout = field(default_factory=Native)
     device: str = "cpu"
@@ -176,7 +179,7 @@ def _stream(streamer: Streamer, staging: Staging, on_step: OnStep) -> tuple[list
 def _calibration(config: QuantizeConfig, source: HollowModel, on_step: OnStep) -> Calibration:
     """Return what the model is shown, from wherever it is to come."""
     if config.batches is not None:
-        data = from_batches(config.batches)
+        data = from_batches(config.batches, config.held)
         if not data.batches and config.chosen.needs_calibration:
             raise InputError(f"recipe {config.chosen.name} needs calibration data and the iterable is empty")
         return data

@@ -14,21 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from narrowcast.errors import InputError
 from narrowcast.io.files import remove_parts, replacing, sha256, write_atomic
 from narrowcast.io.quantized import LayerSpec, Layout
 from narrowcast.io.runs import SETTINGS, open_run
+from narrowcast.io.weights import write_tensors
 from narrowcast.ptq.stream import Piece, State
 
 Json = dict[str, Any]
 _COPIED = {".json", ".txt", ".model", ".jinja", ".md", ".tiktoken", ""}  # tokenizer, template, licence
 _NOT_COPIED = {"config.json", "model.safetensors.index.json", "report.json"}
 _LARGEST_COPIED = 1 << 26
-
-_MODE = 0o644  # safetensors writes files that only their owner can read
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,9 @@ class Staging:
             total = sum(size for record in records for size in record["tensors"].values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
             write_atomic(self.folder / "model.safetensors.index.json", json.dumps(index, indent=1).encode())
-        for path in sorted(source.iterdir()):
-            if _belongs(path):
-                write_atomic(self.folder / path.name, path.read_bytes())
+        for path in sorted([*source.glob("*"), *source.glob("[!.]*/*")]):  # sentence encoders keep settings in folders
+            if _belongs(path, path.parent == source):
+                write_atomic(self.folder / path.relative_to(source), path.read_bytes())
         write_atomic(self.folder / "config.json", json.dumps(config, indent=1).encode())
 
     def publish(self, report: Json) -> None:
@@ -128,9 +127,10 @@ class Staging:
         return self.folder / f"state-{number:05d}.safetensors"
 
 
-def _belongs(path: Path) -> bool:
+def _belongs(path: Path, top: bool) -> bool:
     """Return whether a file of the original's folder goes into the new one: small texts that are not rewritten."""
-    known = path.suffix in _COPIED and path.name not in _NOT_COPIED and not path.name.startswith(".")
+    rewritten = (top and path.name in _NOT_COPIED) or path.name.startswith(".")
+    known = path.suffix in _COPIED and not rewritten
     return known and path.is_file() and path.stat().st_size <= _LARGEST_COPIED
 
 
@@ -174,9 +174,13 @@ def plain(rows: Sequence[Any]) -> list[dict[str, Any]]:
 def _write(path: Path, tensors: dict[str, Tensor]) -> str:
     """Write a safetensors file atomically and return its checksum."""
     with replacing(path) as part:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part, {"format": "pt"})
-        part.chmod(_MODE)
+        write_tensors(part, {name: t.detach().cpu() for name, t in sorted(tensors.items(), key=_width)})
         return sha256(part)
+
+
+def _width(item: tuple[str, Tensor]) -> tuple[int, str]:
+    """Sort key under which wide elements come first, so that each tensor begins at a multiple of its element's size."""
+    return -item[1].dtype.itemsize, item[0]
 
 
 def _take_place(folder: Path, out: Path) -> None:

@@ -140,7 +140,7 @@ class Streamer:
     def _front(self) -> tuple[list[list[Call]], bool]:
         """Return how each batch calls each block, from what stands before the blocks alone."""
         found, wrap = [], False
-        with self.source.on_demand():
+        with self.source.on_demand(self._budget):
             for forward in (*self.forwards, *self.held):
                 calls, wrap = record_around(self.blocks, forward)
                 found.append(calls)
@@ -204,9 +204,7 @@ class Streamer:
                 for row in zip(self.data.held, before, held, state.narrow, strict=True):
                     judge.add(row[0], row[1], row[2](last=row[3]))
         for number, names in enumerate(self._chunks()):
-            self.source.load(names)
             stays = self._stays(names, part)
-            self.source.release(names)
             store(Piece(len(self.blocks) + number, part if number == 0 else Part(), stays, None, None))
         return judge.result
 
@@ -215,15 +213,21 @@ class Streamer:
         self.source.load(pinned)
         with ExitStack() as stack:
             if self.forwards or self.held:
-                stack.enter_context(self.source.on_demand())
+                stack.enter_context(self.source.on_demand(self._budget))
             yield
         self.source.release(self.source.names(outside=f"{self.prefix}."))
+
+    @property
+    def _budget(self) -> int:
+        """Float32 bytes of the first block."""
+        names = self.source.names(f"{self.prefix}.0.")
+        return 4 * sum(self.source.places.names[n].numel() for n in names)
 
     def _chunks(self) -> list[list[str]]:
         """Return the parameters outside of the blocks in pieces that take no more memory than the first block."""
         if not self.prefix:
             return [self.source.names()]
-        largest = sum(self.source.places.names[n].numel() for n in self.source.names(f"{self.prefix}.0."))
+        largest = self._budget // 4
         chunks: list[list[str]] = [[]]
         size = 0
         for name in self.source.names(outside=f"{self.prefix}."):
