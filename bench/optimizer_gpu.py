@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,18 +138,16 @@ def speed(shapes: list[tuple[int, ...]], rounds: int) -> dict[str, Any]:
 
 def knobs(shapes: list[tuple[int, ...]], names: tuple[str, ...]) -> None:
     """Print the time of launch shapes: groups of one program, and its warps."""
-    from functools import partial
-
     from narrowcast.kernels import optimizer as kernel
 
-    plain = kernel.step
+    plan = kernel.Plan
     for states in names:
-        for groups, warps in ((4, 2), (8, 2), (8, 4), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8)):
-            kernel.step = partial(plain, groups=groups, warps=warps)
+        for groups, warps in ((4, 2), (8, 2), (8, 4), (16, 4), (16, 8), (32, 8)):
+            kernel.Plan = partial(plan, knobs=kernel.Knobs(groups, warps))
             opt = NarrowOptimizer(tensors(shapes, torch.bfloat16), states, **NUMBERS, backend="native")
             ms = sorted(milliseconds(opt.step) for _ in range(12))[5]
             print(f"  {states:20s} groups {groups:3d} warps {warps}: {ms:7.3f} ms", flush=True)
-    kernel.step = plain
+    kernel.Plan = plan
 
 
 def main(arguments: list[str]) -> None:

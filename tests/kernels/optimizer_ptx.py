@@ -12,10 +12,10 @@ from narrowcast.kernels.kept_facts import kept_facts
 from narrowcast.optim import method
 
 NAMES = ("fp8-adam", "fp8-adam-blocks", "fp8-adam-expanded")
-POINTERS = {"head": "*i64", "map_ptr": "*i32", "maxima_ptr": "*i32", "old_ptr": "*fp32"}
+POINTERS = {"head": "*i64", "table": "*i64", "map_ptr": "*i32", "maxima_ptr": "*i32", "old_ptr": "*fp32"}
 
 
-def compiled(states: str, groups: int = 16, warps: int = 4) -> list[object]:
+def compiled(states: str, groups: int = 8, warps: int = 4) -> list[object]:
     """Return the PTX of a step of bfloat16 parameters, and the local memory of one thread."""
     storages = method(states).storages.values()
     facts = [kept_facts(s, torch.bfloat16 if i == 0 else None) for i, s in enumerate(storages)]

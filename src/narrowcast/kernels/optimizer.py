@@ -31,14 +31,13 @@ from narrowcast.kernels.kept import (
     store_kept,
     widened,
 )
-from narrowcast.kernels.kept_facts import GROUP, KeptFacts, kept_facts
+from narrowcast.kernels.kept_facts import GROUP, kept_facts
 from narrowcast.kernels.rounding import float_of
 from narrowcast.kernels.scale import scale_of
 from narrowcast.storage import Storage
 
-#: columns of the table of addresses: elements, stream, parameter, gradient, then three parts for each storage
+#: columns of the table of addresses: elements, stream, parameter, nothing, then three parts for each storage
 _COLUMNS = 16
-_HEAD = 8  # numbers of the step, before the table
 _PARTS = {"codes": 0, "high": 0, "scales": 1, "low": 1, "largest": 1, "powers": 2}
 _ALIGNMENT = 16
 _KINDS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -62,13 +61,19 @@ class StepLayout:
     gradient: str
 
 
+@dataclass(frozen=True)
+class Knobs:
+    """Launch knobs: groups of 128 elements of one program, and its warps."""
+
+    groups: int
+    warps: int
+
+
 class Item(Protocol):
     """What a step needs of one parameter; `optim.narrow.Work`."""
 
     p: Tensor
     state: dict[str, Tensor]
-    step: int
-    seed: int
 
     def stream(self, number: int) -> Stream:
         """Return the random bits of a storage."""
@@ -145,16 +150,17 @@ def draw_of(first, row, NUMBER: tl.constexpr, step, k0, k1, K: tl.constexpr, L: 
 
 @triton.jit(do_not_specialize=("step", "k0", "k1"))
 def step_kernel(
-    head, map_ptr, maxima_ptr, old_ptr, step, k0, k1,
+    head, table, map_ptr, maxima_ptr, old_ptr, step, k0, k1,
     W: tl.constexpr, M: tl.constexpr, V: tl.constexpr, L: tl.constexpr, MAXIMA: tl.constexpr,
 ):  # fmt: skip
     """Update one block of one tensor; MAXIMA: the pass that keeps nothing but maxima of whole tensors.
 
+    head: numbers of the step, then the gradients' addresses; table: what stays from step to step.
     W, M, V: `KeptFacts` of weight and moments; L: `StepLayout`.
     """
     tensor = tl.load(map_ptr + 2 * tl.program_id(0))
     block = tl.load(map_ptr + 2 * tl.program_id(0) + 1)
-    row = head + 8 + tensor * 16
+    row = table + tensor * 16
     count = tl.load(row)
     if L.aligned:
         count = tl.multiple_of(count, 16)  # so that a mask holds for 16 neighbours alike, and they are one access
@@ -173,7 +179,9 @@ def step_kernel(
     )
     from_kind: tl.constexpr = L.gradient
     kind: tl.constexpr = L.parameter
-    gradient = widened(tl.load(pointer(tl.load(row + 3), from_kind, L.aligned) + at, mask=inside, other=0), from_kind)
+    gradient = widened(
+        tl.load(pointer(tl.load(head + 8 + tensor), from_kind, L.aligned) + at, mask=inside, other=0), from_kind
+    )
     weight = load_kept(aw, at, tl.minimum(group, groups - 1), inside, sw, W, kind, L)
     m = load_kept(am, at, tl.minimum(group, groups - 1), inside, sm, M, kind, L)
     v = load_kept(av, at, tl.minimum(group, groups - 1), inside, sv, V, kind, L)
@@ -207,86 +215,97 @@ def _map(counts: tuple[int, ...], size: int, device: torch.device) -> Tensor:
     return torch.cat(pieces).to(device)
 
 
-def _float_bits(numbers: Sequence[float]) -> list[int]:
-    return torch.tensor(numbers, dtype=torch.float32).view(torch.int32).tolist()
+class Plan:
+    """The steps of some tensors, prepared: all of one device, dtype and gradient dtype.
 
-
-def _row(item: Item, p: Tensor, gradient: Tensor, names: Sequence[str]) -> list[int]:
-    row = [p.numel(), item.stream(0).tensor, p.data_ptr(), gradient.data_ptr()] + [0] * (_COLUMNS - 4)
-    for number, name in enumerate(names):
-        for part, place in _PARTS.items():
-            if (t := item.state.get(f"{name}.{part}")) is not None:
-                row[4 + 3 * number + place] = t.data_ptr()
-    return row
-
-
-def step(
-    storages: Mapping[str, Storage], items: Sequence[Item], numbers: Sequence[float], groups: int = 16, warps: int = 4
-) -> None:
-    """Update parameters in place, all of one dtype, device, gradient dtype and step number.
-
-    Args:
-        storages: of weight and moments, the weight's first; `kept_facts.reason` has found nothing against them.
-        items: the parameters, with gradients.
-        numbers: the eight constants of `optim.rules.ADAMW`.
-        groups, warps: launch knobs: groups of 128 elements of one program, and its warps.
+    Parameters and states stay where they are from step to step, gradients do not: a step uploads its numbers and the
+    gradients' addresses. Preparing every step anew took 36 us a tensor.
     """
-    some = [item for item in items if item.p.numel()]
-    for aligned in (True, False):  # one tensor of odd size or place would slow all the others
-        if few := [item for item in some if _aligned(item) is aligned]:
-            _step(
-                storages, few, numbers, StepLayout(groups, aligned, _converts(few[0].p.device), *_types(few[0])), warps
-            )
+
+    def __init__(self, storages: Mapping[str, Storage], items: Sequence[Item], knobs: Knobs | None = None) -> None:
+        self.parts = [
+            _Part(storages, few, aligned, knobs)
+            for aligned in (True, False)  # one tensor of odd size or place would slow all the others
+            if (few := [item for item in items if item.p.numel() and _aligned(item) is aligned])
+        ]
+
+    def run(self, numbers: Sequence[float], step: int, seed: int) -> None:
+        """Make step number ``step`` with the eight constants of `optim.rules.ADAMW`; update everything in place."""
+        bits = torch.tensor(numbers, dtype=torch.float32).view(torch.int32).tolist()
+        for part in self.parts:
+            part.run(bits, step, seed)
 
 
 def _aligned(item: Item) -> bool:
-    """Whether size and addresses are multiples of 16; what is not contiguous is copied, and then it is."""
-    places = [t.data_ptr() for t in (item.p, item.p.grad, *item.state.values()) if t is not None and t.is_contiguous()]
+    """Whether size and addresses are multiples of 16; a parameter that is not contiguous is copied, and then is."""
+    places = [t.data_ptr() for t in (item.p, *item.state.values()) if t.is_contiguous() and t.device == item.p.device]
     return not any(number % _ALIGNMENT for number in (item.p.numel(), *places))
+
+
+class _Part:
+    """The tensors of a plan that one launch serves."""
+
+    def __init__(
+        self, storages: Mapping[str, Storage], items: Sequence[Item], aligned: bool, knobs: Knobs | None
+    ) -> None:
+        first = items[0].p
+        assert first.grad is not None
+        self.items, self.device = items, first.device
+        self.facts = [kept_facts(s, first.dtype if i == 0 else None) for i, s in enumerate(storages.values())]
+        self.knobs = knobs or (Knobs(16, 8) if self.by_tensor else Knobs(8, 4))
+        types = _KINDS[first.dtype], _KINDS[first.grad.dtype]
+        self.layout = StepLayout(self.knobs.groups, aligned, _converts(self.device), *types)
+        self.parameters = [item.p.detach().contiguous() for item in items]
+        rows = [_row(item, p, list(storages)) for item, p in zip(items, self.parameters, strict=True)]
+        self.table = torch.tensor(rows, dtype=torch.int64).to(self.device)
+        self.blocks = _map(tuple(p.numel() for p in self.parameters), self.layout.groups * GROUP, self.device)
+        self.strided = [
+            (item.p, p) for item, p in zip(items, self.parameters, strict=True) if not item.p.is_contiguous()
+        ]
+
+    @property
+    def by_tensor(self) -> bool:
+        """Whether any scale serves a whole tensor, so that its maximum is needed first."""
+        return any(fact.by_tensor for fact in self.facts)
+
+    def run(self, numbers: list[int], step: int, seed: int) -> None:
+        gradients = [self._readable(item.p.grad) for item in self.items]
+        flat = [*numbers, *(g.data_ptr() for g in gradients)]
+        pinned = self.device.type == "cuda"
+        head = torch.tensor(flat, dtype=torch.int64, pin_memory=pinned).to(self.device, non_blocking=True)
+        for p, copy in self.strided:
+            copy.copy_(p)
+        self._launch(head, (as_int32(step), as_int32(seed), as_int32(seed >> 32)))
+        for p, copy in self.strided:
+            p.copy_(copy)
+
+    def _readable(self, gradient: Tensor | None) -> Tensor:
+        assert gradient is not None
+        gradient = gradient.contiguous()
+        return gradient.clone() if self.layout.aligned and gradient.data_ptr() % _ALIGNMENT else gradient
+
+    def _launch(self, head: Tensor, bits: tuple[int, int, int]) -> None:
+        maxima = old = head
+        if self.by_tensor:
+            maxima = torch.zeros(len(self.items), 3, dtype=torch.int32, device=self.device)
+            old = torch.empty(len(self.items), 3, device=self.device)
+        weight, m, v = self.facts
+        with torch.cuda.device_of(head):
+            for only_maxima in (True, False) if self.by_tensor else (False,):
+                step_kernel[(len(self.blocks),)](
+                    head, self.table, self.blocks, maxima, old, *bits, W=weight, M=m, V=v, L=self.layout,
+                    MAXIMA=only_maxima, num_warps=self.knobs.warps, enable_fp_fusion=False,
+                )  # fmt: skip
 
 
 def _converts(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
-def _types(item: Item) -> tuple[str, str]:
-    assert item.p.grad is not None
-    return _KINDS[item.p.dtype], _KINDS[item.p.grad.dtype]
-
-
-def _step(
-    storages: Mapping[str, Storage], items: Sequence[Item], numbers: Sequence[float], layout: StepLayout, warps: int
-) -> None:
-    device = items[0].p.device
-    parameters = [item.p.contiguous() for item in items]
-    gradients = [item.p.grad.contiguous() for item in items]  # type: ignore[union-attr]
-    rows = [_row(item, p, g, list(storages)) for item, p, g in zip(items, parameters, gradients, strict=True)]
-    flat = [*_float_bits(numbers), *(number for row in rows for number in row)]
-    head = torch.tensor(flat, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-    facts = [kept_facts(s, parameters[0].dtype if i == 0 else None) for i, s in enumerate(storages.values())]
-    _launch(head, tuple(p.numel() for p in parameters), facts, layout, items[0], warps)
-    for item, p in zip(items, parameters, strict=True):
-        if p is not item.p:
-            item.p.copy_(p)
-
-
-def _launch(
-    head: Tensor, counts: tuple[int, ...], facts: Sequence[KeptFacts], layout: StepLayout, item: Item, warps: int
-) -> None:
-    device, seed = head.device, item.seed
-    blocks = _map(counts, layout.groups * GROUP, device)
-    maxima = torch.zeros(len(counts), 3, dtype=torch.int32, device=device)
-    old = torch.empty(len(counts), 3, device=device)
-    constants = {
-        "W": facts[0],
-        "M": facts[1],
-        "V": facts[2],
-        "L": layout,
-        "num_warps": warps,
-        "enable_fp_fusion": False,
-    }
-    bits = (as_int32(item.step), as_int32(seed), as_int32(seed >> 32))
-    passes = (True, False) if any(fact.by_tensor for fact in facts) else (False,)
-    with torch.cuda.device_of(head):
-        for only_maxima in passes:
-            step_kernel[(len(blocks),)](head, blocks, maxima, old, *bits, MAXIMA=only_maxima, **constants)
+def _row(item: Item, p: Tensor, names: Sequence[str]) -> list[int]:
+    row = [p.numel(), item.stream(0).tensor, p.data_ptr()] + [0] * (_COLUMNS - 3)
+    for number, name in enumerate(names):
+        for part, place in _PARTS.items():
+            if (t := item.state.get(f"{name}.{part}")) is not None:
+                row[4 + 3 * number + place] = t.data_ptr()
+    return row

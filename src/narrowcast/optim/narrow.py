@@ -42,8 +42,18 @@ class NarrowOptimizer(torch.optim.Optimizer):
         backend: str = "auto",
     ) -> None:
         self.seed, self.backend = seed, backend
+        self._batches: dict[int, list[Batch]] = {}  # of each group
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "states": str(method(states))}
         super().__init__(params, defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of."""
+        return {**super().__getstate__(), "seed": self.seed, "backend": self.backend}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy."""
+        super().__setstate__(state)
+        self._batches = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; InputError where its numbers, its states or its tensors make no sense."""
@@ -62,43 +72,48 @@ class NarrowOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        index = 0
-        for group in self.param_groups:
+        first = 0
+        for number, group in enumerate(self.param_groups):
+            ready = [(first + i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
             chosen = method(group["states"])
-            works: dict[tuple[object, ...], list[Work]] = {}
-            for number, p in enumerate(group["params"], index):
-                if p.grad is not None:
-                    work = self._work(p, number, chosen)
-                    works.setdefault((p.device, p.dtype, p.grad.dtype, work.step), []).append(work)
-            for some in works.values():
-                self._update(chosen, some, chosen.rule.numbers(group, some[0].step))
-            index += len(group["params"])
+            batches = self._batches.get(number, [])
+            if not self._fit(batches, chosen, ready):
+                batches = self._batches[number] = self._prepared(chosen, ready)
+            for batch in batches:
+                batch.run(group)
+            first += len(group["params"])
         return loss
 
-    def _work(self, p: Tensor, number: int, chosen: Method) -> "Work":
-        if p.grad is not None and p.grad.is_sparse:
-            raise InputError("optimizer: a sparse gradient; expected a dense one (sparse=False in the embedding)")
-        state = self.state[p]
-        if not state:
-            state.update(new_state(p, chosen))
-        state["step"] += 1
-        return Work(p, state, int(state["step"]), self.seed ^ _KEY, number * _SLOTS)
+    def _fit(self, batches: "list[Batch]", chosen: Method, ready: list[tuple[int, Tensor]]) -> bool:
+        """Return whether ``batches`` are of these very parameters, states and method."""
+        works = [work for batch in batches for work in batch.works]
+        if len(works) != len(ready) or any(batch.chosen != chosen for batch in batches):
+            return False
+        known = {id(work.p): work for work in works}
+        return all(
+            (work := known.get(id(p))) is not None and work.state is self.state[p] and work.place == p.data_ptr()
+            for _, p in ready
+        )
 
-    def _update(self, chosen: Method, works: "list[Work]", numbers: Numbers) -> None:
-        choice = choose_optimizer(self.backend, chosen.rule.name, chosen.storages, works[0].p, works[0].p.grad)
-        if choice.backend == "native":
-            from narrowcast.kernels.optimizer import step
-
-            step(chosen.storages, works, numbers)
-            return
-        for work in works:
-            plain_step(chosen, work, numbers)
+    def _prepared(self, chosen: Method, ready: list[tuple[int, Tensor]]) -> "list[Batch]":
+        sorted_: dict[tuple[object, ...], list[Work]] = {}
+        for number, p in ready:
+            assert p.grad is not None
+            if p.grad.is_sparse:
+                raise InputError("optimizer: a sparse gradient; expected a dense one (sparse=False in the embedding)")
+            state = self.state[p]
+            if not state:
+                state.update(new_state(p, chosen))
+            key = (p.device, p.dtype, p.grad.dtype, int(state["step"]))
+            sorted_.setdefault(key, []).append(Work(p, state, number * _SLOTS))
+        return [Batch(chosen, works, self.seed ^ _KEY, self.backend) for works in sorted_.values()]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from ``state_dict()``, bit for bit; InputError where it was saved by another optimizer."""
         if any("states" not in group for group in state_dict["param_groups"]):
             raise InputError("optimizer: its groups name no states; the state was saved by another optimizer")
         super().load_state_dict(state_dict)
+        self._batches = {}
         saved = state_dict["state"]
         for group, of_saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             chosen = method(group["states"])
@@ -122,14 +137,15 @@ class NarrowOptimizer(torch.optim.Optimizer):
 
 
 class Work:
-    """One parameter's part of a step."""
+    """One parameter and its state."""
 
-    def __init__(self, p: Tensor, state: dict[str, Tensor], step: int, seed: int, stream: int) -> None:
-        self.p, self.state, self.step, self.seed, self.first_stream = p, state, step, seed, stream
+    def __init__(self, p: Tensor, state: dict[str, Tensor], first_stream: int) -> None:
+        self.p, self.state, self.place = p, state, p.data_ptr()
+        self.first_stream = first_stream
 
-    def stream(self, number: int) -> Stream:
-        """Return the random bits of the storage with this number."""
-        return Stream(self.seed, self.first_stream + number, self.step)
+    def stream(self, number: int, seed: int = 0, step: int = 0) -> Stream:
+        """Return the random bits of the storage with this number at a step."""
+        return Stream(seed, self.first_stream + number, step)
 
     def stored(self, name: str, storage: Storage) -> Stored:
         """Return the parts of a storage, among them those that the parameter itself carries."""
@@ -143,6 +159,32 @@ class Work:
         for part, t in stored.items():
             if (key := f"{name}.{part}") in self.state:
                 self.state[key].copy_(t)
+
+
+class Batch:
+    """Parameters that take a step together: of one device, dtype, gradient dtype and step number."""
+
+    def __init__(self, chosen: Method, works: list[Work], seed: int, backend: str) -> None:
+        self.chosen, self.works, self.seed = chosen, works, seed
+        self.steps = [work.state["step"] for work in works]
+        self.step = int(self.steps[0])
+        p = works[0].p
+        self.plan = None
+        if choose_optimizer(backend, chosen.rule.name, chosen.storages, p, p.grad).backend == "native":
+            from narrowcast.kernels.optimizer import Plan
+
+            self.plan = Plan(chosen.storages, works)
+
+    def run(self, group: dict[str, Any]) -> None:
+        """Make one step under the numbers of a group."""
+        torch._foreach_add_(self.steps, 1)
+        self.step += 1
+        numbers = self.chosen.rule.numbers(group, self.step)
+        if self.plan is not None:
+            self.plan.run(numbers, self.step, self.seed)
+            return
+        for work in self.works:
+            plain_step(self.chosen, work, numbers, self.seed, self.step)
 
 
 def new_state(p: Tensor, chosen: Method) -> dict[str, Tensor]:
@@ -171,7 +213,7 @@ def check_state(state: dict[str, Tensor], p: Tensor, chosen: Method) -> None:
             )
 
 
-def plain_step(chosen: Method, work: Work, numbers: Numbers) -> None:
+def plain_step(chosen: Method, work: Work, numbers: Numbers, seed: int, step: int) -> None:
     """Update one parameter in place: the definition, which kernels follow bit for bit."""
     p, count = work.p, work.p.numel()
     storages = chosen.storages
@@ -181,7 +223,7 @@ def plain_step(chosen: Method, work: Work, numbers: Numbers) -> None:
     weight, moments = chosen.rule.update(weight, p.grad.flatten().float(), tuple(loaded.values()), numbers)
     for number, (name, x) in enumerate(zip(storages, (weight, *moments), strict=True)):
         storage = storages[name]
-        stored = storage.store(x, work.stream(number))
+        stored = storage.store(x, work.stream(number, seed, step))
         work.keep(name, stored)
         if name == "weight":
             carried = storage.carried(p.dtype)

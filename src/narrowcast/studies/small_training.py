@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 
 from narrowcast.recipes import Recipe
 from narrowcast.studies.study import Setting
-from narrowcast.train import TrainConfig, TrainResult, train
+from narrowcast.train import TrainConfig, Trainer, TrainResult
 
 _CONFIG = {
     "model_type": "llama", "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2,
@@ -48,26 +48,32 @@ class Spread:
         return statistics.stdev(self.losses) if len(self.losses) > 1 else 0.0
 
 
-def trained(
+def prepared(
     chosen: Recipe,
     setting: Setting,
     seed: int,
     *,
     steps: int = 150,
     lr: float = 4e-3,
-    shape: dict[str, int] | None = None,
-) -> TrainResult:
-    """Train the small Llama on tiny Shakespeare and return the result; a quick run takes two steps.
-
-    ``shape`` replaces entries of its config, such as ``hidden_size``.
-    """
-    text = setting.folder("text") / "tinyshakespeare.txt"
+    text: str = "tinyshakespeare.txt",
+    schedule: str = "cosine",
+) -> Trainer:
+    """Return a run of the small Llama on ``text`` before its first step; a quick run has two steps."""
+    data = setting.folder("text") / text
     sizes = _QUICK if setting.quick else {"steps": steps, "batch": 8, "context": 64, "eval_batches": 32}
     with TemporaryDirectory() as folder:
         model = Path(folder) / "config.json"
-        model.write_text(json.dumps(_CONFIG | (shape or {})))
-        config = TrainConfig(data=text, model=model, seed=seed, lr=lr, eval_every=10**9, vocab=512, **sizes)  # type: ignore[arg-type]
-        return train(config, chosen=chosen)
+        model.write_text(json.dumps(_CONFIG))
+        config = TrainConfig(
+            data=data, model=model, seed=seed, lr=lr, eval_every=10**9, vocab=512, schedule=schedule, device="cpu",
+            **sizes,  # type: ignore[arg-type]
+        )  # fmt: skip
+        return Trainer(config, None, chosen)
+
+
+def trained(chosen: Recipe, setting: Setting, seed: int, *, steps: int = 150, lr: float = 4e-3) -> TrainResult:
+    """Train the small Llama on tiny Shakespeare and return the result; a quick run takes two steps."""
+    return prepared(chosen, setting, seed, steps=steps, lr=lr).run(None)
 
 
 def over_seeds(chosen: Recipe, setting: Setting, *, seeds: int = 3, steps: int = 150, lr: float = 4e-3) -> Spread:
