@@ -89,11 +89,15 @@ class NarrowOptimizer(torch.optim.Optimizer):
         works = [work for batch in batches for work in batch.works]
         if len(works) != len(ready) or any(batch.chosen != chosen for batch in batches):
             return False
+        state = self.state
+        if len(batches) == 1:  # in order: the quick way, for every step takes it
+            return all(
+                work.p is p and work.state is state[p] and work.place == p.data_ptr()
+                for work, (_, p) in zip(works, ready, strict=True)
+            )
         known = {id(work.p): work for work in works}
-        return all(
-            (work := known.get(id(p))) is not None and work.state is self.state[p] and work.place == p.data_ptr()
-            for _, p in ready
-        )
+        found = ((known.get(id(p)), p) for _, p in ready)
+        return all(work is not None and work.state is state[p] and work.place == p.data_ptr() for work, p in found)
 
     def _prepared(self, chosen: Method, ready: list[tuple[int, Tensor]]) -> "list[Batch]":
         sorted_: dict[tuple[object, ...], list[Work]] = {}

@@ -113,8 +113,9 @@ def _token_error(name: str, gate: float, up: float, seed: int) -> float:
     token = torch.randn(64, _WIDTH, generator=g)
     for model in (unit, exact):
         with torch.no_grad():
-            model[0].gate_proj.weight.mul_(gate)
-            model[0].up_proj.weight.mul_(up)
+            inner: Any = model[0]
+            inner.gate_proj.weight.mul_(gate)
+            inner.up_proj.weight.mul_(up)
     with torch.no_grad():
         y, wanted = unit(token)[0], exact(token)[0]
     return float((y - wanted).norm() / wanted.norm())
