@@ -18,10 +18,8 @@ from narrowcast.studies.study import VERDICTS, Check, Outcome, Setting, Study, d
 KIND, VERSION = "narrowcast-study", 1
 #: number of the sheet -> module of this package
 _MODULES: dict[int, str] = {
-    1: "smooth_swiglu",
     16: "minifloat_ptq",
     20: "fp8_int8",
-    21: "coat",
     27: "hifloat8",
     28: "fp8_formats",
     33: "int_versus_fp",
