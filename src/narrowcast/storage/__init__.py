@@ -2,8 +2,9 @@
 
 from narrowcast.storage.coded import Coded
 from narrowcast.storage.expansion import Expanded
+from narrowcast.storage.logarithmic import LogTile
 from narrowcast.storage.parts import Parts
 from narrowcast.storage.spelling import storage
 from narrowcast.storage.storage import Storage, Stored
 
-__all__ = ["Coded", "Expanded", "Parts", "Storage", "Stored", "storage"]
+__all__ = ["Coded", "Expanded", "LogTile", "Parts", "Storage", "Stored", "storage"]
