@@ -36,7 +36,7 @@ def storage(spelling: str | Storage) -> Storage:
     """Return the storage that ``spelling`` names.
 
     A cast (``e4m3fn/tensor/fp32``, ``bfloat16/tensor/one/stochastic``), COAT's expansion of groups
-    (``e4m3fn/1x128+pad/expanded``), LogFMT (``logfmt8/1x128+pad``) or parts (``bfloat16x2``). Raises InputError with the cast's own message where it is
-    none of them.
+    (``e4m3fn/1x128+pad/expanded``), LogFMT (``logfmt8/1x128+pad``) or parts (``bfloat16x2``). Raises InputError with
+    the cast's own message where it is none of them.
     """
     return spelling if isinstance(spelling, Storage) else _parse(spelling)
