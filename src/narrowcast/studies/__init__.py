@@ -18,18 +18,22 @@ from narrowcast.studies.study import VERDICTS, Check, Outcome, Setting, Study, d
 KIND, VERSION = "narrowcast-study", 1
 #: number of the sheet -> module of this package
 _MODULES: dict[int, str] = {
+    11: "deepseek_fp8",
     16: "minifloat_ptq",
     20: "fp8_int8",
+    21: "coat",
+    24: "two_precisions",
     27: "hifloat8",
     28: "fp8_formats",
     33: "int_versus_fp",
+    35: "infir2",
     37: "production_recipes",
     42: "mr_gptq",
     52: "mixed_formats",
     66: "single_double",
+    67: "afpq",
     73: "multistage",
     76: "compressed",
-    67: "afpq",
     77: "lmul",
     81: "npe",
     84: "truncation",

@@ -39,7 +39,7 @@ def run(setting: Setting) -> Outcome:
         at_most("the same with Smooth-SwiGLU", smooth, 0.08),
         at_most("an up branch 16 times larger, Smooth-SwiGLU", stressed["up x16"]["smooth"], 0.08),
         at_most("aligned branches: loss of Smooth-SwiGLU minus bfloat16, nats", smoothed, 0.02),
-        at_least("aligned branches: loss of plain FP8 minus that of Smooth-SwiGLU, nats", delayed - smoothed, 0.0),
+        at_least("aligned branches: loss of plain FP8 minus bfloat16, nats", delayed, 0.05),
         at_most("FP8 AdamW: final loss above float32 AdamW, %", gap, 1.0),
         at_least("v in E4M3 without expansion: final loss above float32 AdamW, %", bad, 2 * max(gap, 0.5)),
     ]
@@ -160,7 +160,7 @@ def _aligned_training(setting: Setting) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for name, arm in arms.items():
         chosen = replace(arm, name=name, changes=(*arm.changes, Aligned()))
-        found[name] = [_final(chosen, setting, seed, steps=200) for seed in _seeds(setting)]
+        found[name] = [_final(chosen, setting, seed, steps=150) for seed in _seeds(setting)]
     return found
 
 
@@ -174,7 +174,7 @@ def _final(chosen: Recipe, setting: Setting, seed: int, steps: int) -> float:
 
 
 def _seeds(setting: Setting) -> range:
-    return range(setting.seed, setting.seed + (1 if setting.quick else 3))
+    return range(setting.seed, setting.seed + (1 if setting.quick else 2))
 
 
 # --- AdamW ---
@@ -183,17 +183,15 @@ _BAD = "v in e4m3fn"
 _STATES = {
     "fp32-adam": "fp32-adam",
     "fp8-adam": "fp8-adam",
-    "fp8-adam-blocks": "fp8-adam-blocks",
     _BAD: "weight=float16/tensor/fp32 m=e4m3fn/tensor/fp32 v=e4m3fn/tensor/fp32",
-    "m in e5m2, v in e5m2": "weight=float16/tensor/fp32 m=e5m2/tensor/fp32 v=e5m2/tensor/fp32",
 }
 
 
 def _adam_training(setting: Setting) -> dict[str, list[float]]:
-    """Return final losses of bfloat16 training over the seeds by how the optimizer keeps its states."""
+    """Return final losses of float32 training over the seeds by how the optimizer keeps its states."""
     found = {}
     for name, states in _STATES.items():
-        chosen = replace(recipe("bf16"), name=name, optimizer=states)
+        chosen = replace(recipe("fp32"), name=name, optimizer=states)
         found[name] = [_final(chosen, setting, seed, steps=500) for seed in _seeds(setting)]
     return found
 
@@ -201,7 +199,7 @@ def _adam_training(setting: Setting) -> dict[str, list[float]]:
 # --- tables ---
 
 _ALIGNED = "Training from aligned branches: validation loss, nats per token"
-_ADAM = "bfloat16 training, 500 steps: validation loss by the optimizer's states"
+_ADAM = "float32 training, 500 steps: validation loss by the optimizer's states"
 
 
 def _table(found: dict[str, list[float]], title: str) -> dict[str, Any]:
@@ -233,7 +231,7 @@ STUDY = Study(
     "E5M2 moments and an FP16 master weight.",
     baseline="bfloat16; FP8 with delayed tensor scales; float32 AdamW",
     treatment="Smooth-SwiGLU; AdamW with m in e4m3fn, v in e5m2, an FP16 master, one scale a tensor",
-    measure="error of a planted token; validation loss of a small Llama over three seeds",
+    measure="error of a planted token; validation loss of a small Llama over two seeds",
     expected="plain over 50 % off, smooth under 8 %; FP8 AdamW within 1 % of float32, v in E4M3 visibly worse",
     run=run,
     needs=("data",),
