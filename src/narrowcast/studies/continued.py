@@ -118,7 +118,7 @@ def carry_on(start: Base, chosen: Recipe, setting: Setting, seed: int, steps: in
 
 def _update(model: nn.Module, opt: torch.optim.Optimizer, loss: Tensor, rate: float) -> float:
     opt.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for group in opt.param_groups:
         group["lr"] = rate
