@@ -8,6 +8,8 @@ from torch import nn
 
 from narrowcast.errors import InputError
 from narrowcast.ptq.operators import Elementwise, narrow_norms, norms, recalibrate
+from narrowcast.ptq.pipeline import quantize_model
+from narrowcast.ptq.recipe import PtqRecipe, Scheme
 from narrowcast.ptq.tuning import tune
 from narrowcast.quantize import cast
 
@@ -52,6 +54,27 @@ def test_sums_and_products_of_like_tensors_are_narrow_and_biases_are_not():
     met = mode.met
     assert met >= 2
     assert torch.equal(a + b, torch.add(a, b)) and mode.met == met
+
+
+def test_the_casts_own_arithmetic_is_left_alone():
+    x = torch.randn(16, 3, 8, 8, generator=G)
+    model = net()
+    narrow_norms(model, cast("e5m2"))
+    with torch.no_grad():
+        expected = model(x)
+        with Elementwise(cast("e2m1fn/tensor/fp32")) as mode:
+            assert torch.equal(model(x), expected) and mode.met == 0
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_static_scale_of_a_convolution_is_made_for_all_groups(groups):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=groups)).eval()
+    x = torch.randn(2, 4, 6, 6, generator=G)
+    x[:, -1] *= 50
+    scheme = Scheme(cast("int8/row/fp32"), EIGHT, static=True)
+    quantize_model(model, PtqRecipe("static", "", "", scheme), [lambda: model(x)])
+    assert float(model[0].input_cast.amax) == float(x.abs().max())
 
 
 def test_batch_normalisation_is_estimated_anew_and_nothing_else_changes():

@@ -30,6 +30,7 @@ _KINDS = (
     ("LMHeadModel", "language", "AutoModelForCausalLM"),
     ("Model", "sentences", "AutoModel"),
 )
+_WORDS = {"classifier": "an image classifier", "language": "a language model", "sentences": "a sentence encoder"}
 
 
 def compare_folders(
@@ -59,7 +60,7 @@ def compare_folders(
     kind, auto = kind_of(a)
     other, _ = kind_of(b)
     if kind != other:
-        raise InputError(f"{a} is a {kind} model and {b} a {other} model; expected two of one kind")
+        raise InputError(f"{a} is {_WORDS[kind]} and {b} is {_WORDS[other]}; expected two of one kind")
     note(f"loading {a}")
     (one, tokenizer), (two, _) = open_model(a, auto), open_model(b, auto)
     note("comparing")

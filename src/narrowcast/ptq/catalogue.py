@@ -31,6 +31,7 @@ _KURTIC = "Kurtic et al. 2025, Give Me BF16 or Give Me Death? (ACL)"
 _EGIAZARIAN = "Egiazarian et al. 2025, Bridging the Gap for Microscaling FP4 Quantization (MR-GPTQ)"
 _SHEN = "Shen et al. 2024, Efficient Post-training Quantization with FP8 Formats (MLSys)"
 _FRANTAR = "Frantar et al. 2022, GPTQ"
+_BEHDIN = "Behdin et al. 2023, QuantEase: Optimization-based Quantization for Language Models"
 _LIN = "Lin et al. 2023, AWQ"
 _ZHANG = "Zhang et al. 2023, AFPQ: Asymmetric Floating Point Quantization for LLMs"
 _DETTMERS = "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs"
@@ -56,6 +57,10 @@ _ROWS = (
     PtqRecipe("w4a16-rtn-g32", "INT4 in groups of 32, rounded to nearest", _FRANTAR, _W4_G32),
     PtqRecipe("w4a16-gptq-g32", "INT4 in groups of 32: GPTQ under searched scales", _KURTIC, _W4_G32,
               search=LeastError(), solver=Solver()),
+    PtqRecipe("w4a16-descent", "INT4 in groups of 128: GPTQ, then coordinate descent", _BEHDIN, _W4_G128,
+              search=LeastError(), solver=Solver(refine=2)),
+    PtqRecipe("w4a16-descent-g32", "INT4 in groups of 32: GPTQ, then coordinate descent", _BEHDIN, _W4_G32,
+              search=LeastError(), solver=Solver(refine=2)),
     PtqRecipe("w4a16-awq-g32", "INT4 in groups of 32: AWQ", _LIN, _W4_G32, search=_CLIP, balance=Awq()),
     PtqRecipe("w4a16-fp4-afpq", "E2M1 in groups of 128, a scale for either sign", _ZHANG, _FP4_SIGNS),
     PtqRecipe("w4a16-nf4-afpq-gptq", "NF4 in groups of 128, a scale for either sign: GPTQ", _ZHANG, _NF4_SIGNS,

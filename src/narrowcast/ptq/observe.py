@@ -70,15 +70,19 @@ class Watch(TorchFunctionMode):
 
 
 def _patches(x: Tensor, args: Any) -> Tensor:
-    """Return the rows ``[M, in * kernel]`` that a convolution multiplies; of its first group where it has several."""
+    """Return the rows ``[M, in * kernel]`` that a convolution multiplies; those of all groups where it has several.
+
+    Each output channel meets the rows of its own group alone: what is made of the rows (H, their mean) is then an
+    average over the groups, and their largest magnitude is that of the whole input.
+    """
     weight, stride, padding, dilation = args[1], args[3], args[4], args[5]
     groups = args[6] if len(args) > 6 else 1
     if isinstance(padding, str):
         padding = tuple(
             d * (k - 1) // 2 if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)
         )
-    first = x[:, : x.shape[1] // groups]
-    columns = F.unfold(first, weight.shape[2:], dilation, padding, stride)
+    apart = x.reshape(-1, x.shape[1] // groups, *x.shape[2:])
+    columns = F.unfold(apart, weight.shape[2:], dilation, padding, stride)
     return columns.mT.reshape(-1, columns.shape[1])
 
 

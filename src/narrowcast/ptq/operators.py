@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from narrowcast.errors import InputError
@@ -73,17 +74,40 @@ def _peaks(modules: dict[str, nn.Module], forwards: Sequence[Callable[[], object
 class Elementwise(TorchFunctionMode):
     """While entered, sums and products of two tensors of two or more axes see both through ``cast``.
 
-    Scales are made anew each time. Biases, broadcast vectors and numbers stay as they are.
+    Scales are made anew each time. Biases, broadcast vectors and numbers stay as they are, and so does the arithmetic
+    of the casts themselves.
     """
 
     def __init__(self, cast: Cast) -> None:
         super().__init__()
         self.cast = cast
         self.met = 0
+        self._casting = 0
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> "Elementwise":
+        """Meet operations from now on."""
+
+        def begin(module: nn.Module, args: Any) -> None:
+            self._casting += isinstance(module, InputCast)
+
+        def end(module: nn.Module, args: Any, out: Any) -> None:
+            self._casting -= isinstance(module, InputCast)
+
+        self._hooks = [register_module_forward_pre_hook(begin), register_module_forward_hook(end)]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *why: Any) -> None:
+        """Meet no more."""
+        super().__exit__(*why)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
+        self._casting = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func`` on narrow operands where it is one of those."""
-        if func in _ADDS or func in _MULTIPLIES:
+        if not self._casting and (func in _ADDS or func in _MULTIPLIES):
             a, b = args[0], args[1] if len(args) > 1 else None
             if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and a.dim() > 1:
                 self.met += 1
