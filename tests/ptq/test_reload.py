@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,9 @@ CHOSEN = {
     "qwen": ("int8", FP32), "mistral": ("nvfp4", BF16), "gemma": ("mxfp4", BF16), "phi": ("fp8-block", FP32),
     "opt": ("fp8-static", FP32), "bert": ("w4a16", FP32), "vit": ("mxfp8", BF16), "mixtral": ("w4a16", BF16),
 }  # fmt: skip
+
+
+CACHE = "cache" if "cache" in signature(transformers.LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
 def quantized(name: str, chosen: PtqRecipe, dtype: torch.dtype) -> torch.nn.Module:
@@ -188,21 +192,32 @@ def test_scales_of_cached_keys_and_values_do_not_disturb_loading(tmp_path):
     batches = [inputs("llama", s, FP32)["input_ids"] for s in (0, 1)]
     found = nc.ptq.kv_peaks(model, batches)
     with torch.no_grad():
-        caches = [model(b, use_cache=True).past_key_values for b in batches]
+        caches = [getattr(model(b, use_cache=True), CACHE) for b in batches]
     top = (
         max(float(c.layers[1].keys.abs().max()) for c in caches),
         max(float(c.layers[1].values.abs().max()) for c in caches),
     )
     assert list(found) == [f"model.layers.{i}.self_attn" for i in (0, 1)] and found["model.layers.1.self_attn"] == top
-    kv = dict.fromkeys(found, (448.0, 7.0))
+    kv = {"model.layers.0.self_attn": (448.0, 7.0), "model.layers.1.self_attn": (44.8, 0.7)}
     saved = nc.save_pretrained(model, tmp_path / "model", kv=kv)
     assert "cached keys and values" in str(saved) and "keys and values e4m3fn" in nc.describe(tmp_path / "model")
     with safetensors.safe_open(tmp_path / "model" / "model.safetensors", framework="pt") as file:
         names = [f"model.layers.1.self_attn.{part}_scale" for part in "kv"]
-        assert [file.get_tensor(n).tolist() for n in names] == [[1.0], [0.015625]]
+        assert [file.get_tensor(n).tolist() for n in names] == [pytest.approx([0.1]), pytest.approx([0.0015625])]
     expected = logits(model, "llama", FP32)
     assert torch.equal(logits(theirs(tmp_path / "model", type(model)), "llama", FP32), expected)
-    assert torch.equal(logits(nc.load(tmp_path / "model"), "llama", FP32), expected)
+    assert torch.equal(logits(nc.load(tmp_path / "model", kv=False), "llama", FP32), expected)
+
+    class Rounding(transformers.DynamicCache):  # the same by another way: as the keys and values enter the cache
+        def update(self, keys, values, number, *args, **kwargs):
+            tops = kv[f"model.layers.{number}.self_attn"]
+            rules = [cast("e4m3fn/tensor/divide-fp32").scale.made_for(top, cast("e4m3fn").format) for top in tops]
+            rounded = [cast(f"e4m3fn/tensor/{r}").apply(x) for r, x in zip(rules, (keys, values), strict=True)]
+            return super().update(*rounded, number, *args, **kwargs)
+
+    narrowed = logits(nc.load(tmp_path / "model"), "llama", FP32)
+    assert torch.allclose(narrowed, logits(model, "llama", FP32, **{CACHE: Rounding()}), atol=1e-6)
+    assert (narrowed - expected).abs().max() > 1e-4
 
 
 def test_tied_groups_share_their_scales(tmp_path):

@@ -10,6 +10,7 @@ Casts run along the head dimension: one token of one head is a row.
 Source: Trukhanov & Soloveychik 2024, "Accurate Block Quantization in LLMs with Outliers" (sheet 50).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,11 +30,13 @@ class CacheCasts:
         key, value: their casts, along the head dimension; None leaves them wide.
         order: by the name of an attention module, the order of the channels of each of its key heads, int64
             ``[G, D]``; layers without one keep theirs.
+        own: by the name of an attention module, casts of its own for keys and for values, in place of those above.
     """
 
     key: Cast | None = None
     value: Cast | None = None
     order: dict[str, Tensor] = field(default_factory=dict)
+    own: Mapping[str, tuple[Cast | None, Cast | None]] = field(default_factory=dict)
 
 
 def head_order(weight: Tensor, heads: int, bias: Tensor | None = None, pairs: bool = False) -> Tensor:
@@ -86,11 +89,11 @@ def key_orders(model: nn.Module, pairs: bool = False) -> dict[str, Tensor]:
 def narrow_cache(model: nn.Module, casts: CacheCasts) -> None:
     """Let the attention of ``model`` see keys and values as a cache under ``casts`` would give them back, in place.
 
-    Every key and value is stored, those of the newest token too. Raises InputError for an order of another shape or of
+    Every key and value is stored, those of the newest token too. Raises InputError for an order of another shape, for
     an unknown module, and for a model whose attention cannot be set.
     """
     names = {module: name for name, module in model.named_modules()}
-    if unknown := casts.order.keys() - names.values():
+    if unknown := (casts.order.keys() | casts.own.keys()) - set(names.values()):
         raise InputError(f"cache: the model has no module {sorted(unknown)[0]!r}")
 
     def attend(
@@ -108,8 +111,9 @@ def _stored(casts: CacheCasts, name: str, query: Tensor, key: Tensor, value: Ten
     order = casts.order.get(name)
     if order is not None:
         query, key = _ordered(query, order), _ordered(key, order)
-    key = key if casts.key is None else casts.key.apply(key, what="keys").to(key.dtype)
-    value = value if casts.value is None else casts.value.apply(value, what="values").to(value.dtype)
+    of_keys, of_values = casts.own.get(name, (casts.key, casts.value))
+    key = key if of_keys is None else of_keys.apply(key, what="keys").to(key.dtype)
+    value = value if of_values is None else of_values.apply(value, what="values").to(value.dtype)
     return query, key, value
 
 

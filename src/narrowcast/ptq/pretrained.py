@@ -1,5 +1,6 @@
 """Loading a quantized checkpoint of any known layout as a Hugging Face model that runs in narrowcast's casts."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,23 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.formats import format
 from narrowcast.io import load_model
+from narrowcast.io.compressed.args import CARRIER
 from narrowcast.io.foreign import Checkpoint, ReadWeight, open_checkpoint
 from narrowcast.io.naming import checkpoint_name
 from narrowcast.io.native import METHOD
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer, remember
 from narrowcast.models.quiet import quiet
 from narrowcast.ptq.inputs import InputCast, attach
+from narrowcast.ptq.kvcache import CacheCasts, narrow_cache
 from narrowcast.ptq.load import load_quantized
 from narrowcast.quantize import Cast, QTensor
+from narrowcast.scaling import TENSOR, Divided
 
 
-def load(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
+def load(path: str | Path, dtype: torch.dtype | None = None, kv: bool = True) -> nn.Module:
     """Return the model in a folder, in evaluation mode: weights as their codes decode, inputs through their casts.
 
     Args:
         path: folder with config.json and safetensors, quantized in any layout that `describe` knows, or not at all.
         dtype: of the model; None for what its config says.
+        kv: whether attention sees keys and values as a cache under the checkpoint's scales would give them back.
 
     The arithmetic is emulated. Weights are decoded in float32 and rounded to ``dtype``. The inputs of fused experts
     stay wide, as in `transformers`. The model carries its quantized layers, so that `save_pretrained` can write it in
@@ -50,8 +56,26 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> nn.Module:
             attach(module, InputCast(found.activation))
         if found is not None and found.quantized is not None:
             layers.append(_layer(name, found.quantized, found.activation))
+    if kv and (own := _cache_casts(checkpoint, model, chosen)):
+        narrow_cache(model, CacheCasts(own=own))
     remember(model, layers)
     return model
+
+
+def _cache_casts(checkpoint: Checkpoint, model: nn.Module, dtype: torch.dtype) -> dict[str, tuple[Cast, Cast]]:
+    """Return the casts of cached keys and values by attention module: FP8 under the checkpoint's scales."""
+    found: dict[str, dict[str, Cast]] = {}
+    for name in checkpoint.beside:
+        holder, _, last = name.rpartition(".")
+        scale = checkpoint.stored[name].read().float().flatten()
+        if len(scale) != 1:
+            raise InputError(f"model {checkpoint.folder}: {name} holds {len(scale)} scales, one a head; pass kv=False")
+        made = Cast(format("e4m3fn"), TENSOR, Divided(CARRIER[dtype], float(scale)))
+        module = re.sub(r"(\.[kv]_proj)?(\.attn)?$", "", holder)
+        for part in "kv" if last == "kv_scale" else last[0]:
+            found.setdefault(module, {})[part] = made
+    names = {checkpoint_name(model, n): n for n, m in model.named_modules() if hasattr(m, "k_proj")} if found else {}
+    return {names.get(m, m): (one["k"], one["v"]) for m, one in found.items() if "k" in one and "v" in one}
 
 
 def _linear(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -36,6 +36,11 @@ class Checkpoint:
     parts: dict[str, dict[str, str]]
 
     @property
+    def beside(self) -> list[str]:
+        """Names of the scales of cached keys and values."""
+        return [name for name in self.stored if name.rpartition(".")[2] in ("k_scale", "v_scale", "kv_scale")]
+
+    @property
     def wide(self) -> list[str]:
         """Names of the tensors that are stored as they are."""
         taken = {name for parts in self.parts.values() for name in parts.values()}
