@@ -53,7 +53,7 @@ class Tokens:
 
 
 #: final losses: bf16 scatters by 0.01 between seeds; fp8 is near it, mxfp4 far, fp32 at the same place
-LOSSES = {"fp32": 2.0, "bf16": 2.0, "fp8-rowwise": 2.005, "mxfp4": 2.5}
+LOSSES = {"fp32": 2.0, "bf16": 2.0, "bf16+fp8-adam": 2.0, "fp8-rowwise": 2.005, "mxfp4": 2.5}
 Fake = Callable[..., Any]
 
 
@@ -145,6 +145,13 @@ def test_every_row_carries_its_sites_and_conversion(calls: list[Any], tmp_path: 
     }
     assert rows["mxfp4"]["bits_weights"] == 4.25
     assert rows["fp32"]["model_bytes"] == 2 * rows["bf16"]["model_bytes"]
+
+
+def test_a_recipe_with_an_optimizer_stands_beside_its_own(calls: list[Any], tmp_path: Path) -> None:
+    rows = by_name(compare(config("mxfp4", "bf16+fp8-adam", "bf16"), tmp_path / "out"))
+    assert list(rows) == ["bf16", "bf16+fp8-adam", "mxfp4"]
+    weights = 16 * 32 + 32 * 32 + 32 * 16
+    assert rows["bf16"]["optimizer_bytes"] - rows["bf16+fp8-adam"]["optimizer_bytes"] == 8 * weights - 3 * 12
 
 
 def test_no_names_means_every_recipe(calls: list[Any]) -> None:

@@ -25,6 +25,7 @@ _MODULES: dict[int, str] = {
     24: "two_precisions",
     27: "hifloat8",
     28: "fp8_formats",
+    32: "amax_cscale",
     33: "int_versus_fp",
     35: "infir2",
     37: "production_recipes",
