@@ -94,7 +94,7 @@ def test_what_cannot_be_is_refused_at_birth():
     tensor = cast("e4m3fn/tensor/fp32")
     core = Gemm(tensor, tensor, accumulator=accumulator("hopper-fp8"))
     with pytest.raises(InputError, match="reuses decoded values"):
-        LinearSpec(core, Gemm(tensor, REUSE), Gemm(REUSE, REUSE))
+        LinearSpec(core, Gemm(tensor, REUSE, accumulator=core.accumulator), Gemm(REUSE, REUSE))
     with pytest.raises(InputError, match="ordinary products only"):
         Gemm(tensor, tensor, accumulator=accumulator("hopper-fp8"), product=product("lmul3"))
     with pytest.raises(InputError, match="give it to the gemm"):

@@ -43,7 +43,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     found, expected = packed.shape[-1], packed_size(count, bits)
     if found != expected:
         raise InputError(f"packed row has {found} bytes, expected {expected} for {count} codes of {bits} bits")
-    if bits in _WHOLE and packed.numel() and packed.storage_offset() % (bits // 8) == 0:
+    if bits in _WHOLE and packed.numel() and _aligned(packed, bits // 8):
         whole = packed.contiguous().view(_WHOLE[bits]).int()
         return whole & ((1 << bits) - 1) if bits < 32 else whole.clone()
     stream = split_axis(F.pad(packed.to(torch.int64), (0, -found % width)), -1, width)
@@ -51,6 +51,11 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     for code, byte, shift in _overlaps(bits):
         codes[..., code] |= _shifted(stream[..., byte], -shift)
     return (codes & ((1 << bits) - 1)).flatten(-2)[..., :count].int().contiguous()
+
+
+def _aligned(packed: Tensor, width: int) -> bool:
+    """Return whether ``packed`` can be viewed as words of ``width`` bytes; the compiler does not know where it begins."""
+    return width == 1 or (not torch.compiler.is_compiling() and packed.storage_offset() % width == 0)
 
 
 def _group(bits: int) -> tuple[int, int]:
