@@ -27,7 +27,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack unsigned codes ``[..., n]`` of ``bits`` bits (1 to 32) into ``uint8 [..., ceil(n * bits / 8)]``."""
     group, width = _group(bits)
     if bits in _WHOLE and codes.numel():
-        return codes.to(_WHOLE[bits], copy=True).contiguous().view(torch.uint8)
+        return codes.to(_WHOLE[bits]).clone(memory_format=torch.contiguous_format).view(torch.uint8)
     count = codes.shape[-1]
     padded = split_axis(F.pad(codes.to(torch.int64), (0, -count % group)), -1, group)
     stream = padded.new_zeros((*padded.shape[:-1], width))
@@ -54,7 +54,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
 
 
 def _aligned(packed: Tensor, width: int) -> bool:
-    """Return whether ``packed`` can be viewed as words of ``width`` bytes; the compiler does not know where it begins."""
+    """Return whether ``packed`` can be viewed as words of ``width`` bytes; the compiler cannot tell where it begins."""
     return width == 1 or (not torch.compiler.is_compiling() and packed.storage_offset() % width == 0)
 
 
