@@ -94,10 +94,10 @@ def test_one_orientation_saturates_too_where_the_history_is_too_small():
     assert not same(quantize(narrow, x, None, history), expected)
 
 
-@pytest.mark.parametrize(("first", "second"), [(T, T), (S, ""), (X, ""), (R, R)])
+@pytest.mark.parametrize(("first", "second"), [(T, T), (X, "")])
 def test_fused_with_what_makes_the_tensor(first, second):
-    casts, dtype = arguments(first, second), torch.bfloat16 if first != R else torch.float32
-    x, delta, g = (source((24, 136), seed, 2).to(dtype).to(DEVICE) for seed in range(3))
+    casts, dtype = arguments(first, second), torch.bfloat16 if first == T else torch.float32
+    x, delta, g = (source((12, 136), seed, 2).to(dtype).to(DEVICE) for seed in range(3))
     weight, inverse = source((3, 136), 4, 1)[0].to(DEVICE), plain.rms_norm(x, delta[0], 1e-6)[1]
     scale = plain.smooth_scale(delta)
     assert torch.equal(scale, fast.smooth_scale(delta))
@@ -110,7 +110,7 @@ def test_fused_with_what_makes_the_tensor(first, second):
     assert not differences("gelu_backward_both", g, x, *casts)
 
 
-@pytest.mark.parametrize(("first", "second"), [(T, T), (S, ""), (X, X), (R, R)])
+@pytest.mark.parametrize(("first", "second"), [(S, ""), (R, R)])
 def test_gradients_of_a_gate_lie_side_by_side(first, second):
     halves = source((40, 256), 1, 2).bfloat16().to(DEVICE)
     g, gate, up = source((40, 128), 2, 2).bfloat16().to(DEVICE), halves[:, :128], halves[:, 128:]  # views with a stride

@@ -22,6 +22,7 @@ from narrowcast.kernels.both_codes import (
     words_of,
 )
 from narrowcast.kernels.both_scales import (
+    held,
     joined,
     magnitudes,
     of_columns,
@@ -29,7 +30,9 @@ from narrowcast.kernels.both_scales import (
     of_squares,
     of_tensor,
     scaled,
+    taken,
     top_of_rows,
+    tops_of_rows,
 )
 from narrowcast.kernels.produce import made, wide
 
@@ -106,12 +109,12 @@ def produced(x_ptr, y_ptr, z_ptr, line_ptr, column_ptr, strides, top, left, rows
 
 
 @triton.jit
-def narrowed(values, outs, given, spot, sizes, counter, turned_counter, A: tl.constexpr, B: tl.constexpr,
+def narrowed(kept, outs, given, spot, sizes, counter, turned_counter, A: tl.constexpr, B: tl.constexpr,
              L: tl.constexpr):  # fmt: skip
-    """Write codes and scales of both orientations of ``values``; B None: the same codes turned.
+    """Write codes and scales of both orientations; B None: the same codes turned.
 
     Args:
-        values: `Block.rows` tensors [lines, width].
+        kept: what is `held` of the values.
         outs: pointers to codes, scales, codes and scales of the transpose.
         given: maxima for either side: a number for a tensor, else a pointer.
         spot: top, left; start, the column of the outputs where this result's columns begin, plus ``left``.
@@ -121,16 +124,16 @@ def narrowed(values, outs, given, spot, sizes, counter, turned_counter, A: tl.co
     codes_ptr, scales_ptr, turned_ptr, turned_scales_ptr = outs
     top, left, start = spot
     rows, cols, padded_rows, padded_cols, total, turned_rows, turned_cols, turned_total = sizes
-    intos, poisons, nothing = values, values, values
+    intos, poisons, nothing = kept, kept, kept
     if A.tile == "tensor":
         intos, poisons = of_tensor(given[0], scales_ptr, A, L)
     elif A.tile == "square":
-        found = magnitudes(values, L)
+        found = magnitudes(kept, L)
         intos, poisons = of_squares(found, scales_ptr, top, left, start, padded_rows, padded_cols, A, L)
     elif A.tile != "one":
-        found = magnitudes(values, L)
+        found = magnitudes(kept, L)
         intos, poisons = of_lines(found, given[0], scales_ptr, top, left, start, rows, padded_rows, padded_cols, A, L)
-    ys = scaled(values, intos, A, L)
+    ys = scaled(taken(kept, L), intos, A, L)
     codes = nothing
     if not _IN_PTX or A.hardware == "":
         for r in tl.static_range(L.rows + 0):
@@ -150,10 +153,10 @@ def narrowed(values, outs, given, spot, sizes, counter, turned_counter, A: tl.co
         if B.tile == "tensor":
             intos, poisons = of_tensor(given[1], turned_scales_ptr, B, L)
         elif B.tile != "one":
-            found = magnitudes(values, L)
+            found = magnitudes(kept, L)
             intos, poisons = of_columns(found, given[1], turned_scales_ptr, top, left, start, cols, turned_rows,
                                         turned_cols, turned_total, B, L)  # fmt: skip
-        ys = scaled(values, intos, B, L)
+        ys = scaled(taken(kept, L), intos, B, L)
         if not _IN_PTX or B.hardware == "" or L.ragged:
             draws = nothing
             if B.R.random:
@@ -211,6 +214,9 @@ def both_kernel(
     if go:
         strides = (x_stride, y_stride, z_stride)
         first, second = produced(x_ptr, y_ptr, z_ptr, line_ptr, column_ptr, strides, top, left, rows, cols, P, L)
+        first = held(first, L)
+        if P.parts == 2:
+            second = held(second, L)
         if L.delayed == "first":
             top_bits = top_of_rows(magnitudes(first, L), L)
             if P.parts == 2:
@@ -245,14 +251,13 @@ def maxima_kernel(
 @triton.jit
 def maxima_of(values, lines_ptr, columns_ptr, top, left, start, rows, cols, WHOLE: tl.constexpr, L: tl.constexpr):
     """Join the largest magnitudes of ``values``."""
-    found = magnitudes(values, L)
+    found = magnitudes(held(values, L), L)
     over = top_of_rows(found, L)
     if WHOLE:
         tl.atomic_max(lines_ptr, tl.max(tl.max(over, axis=1), axis=0), sem="relaxed")
     else:
-        tops = ()
-        for r in tl.static_range(L.rows + 0):
-            tops = tops + (tl.max(found[r], axis=1, keep_dims=True),)
+        width: tl.constexpr = L.width
+        tops = tops_of_rows(found, width, L)
         row = top + tl.arange(0, L.height)
         all_rows = tl.reshape(joined(tops, L.rows + 0), [L.height])
         tl.atomic_max(lines_ptr + row, all_rows, mask=row < rows, sem="relaxed")

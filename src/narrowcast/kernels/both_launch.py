@@ -9,7 +9,7 @@ from narrowcast.kernels import both as device
 from narrowcast.kernels.launch import power_of_two
 from narrowcast.kernels.produce import Producer
 from narrowcast.kernels.quantize import Counter, scales_dtype
-from narrowcast.kernels.sides import Knobs, Shape, Side, block, knobs, side, tile_kind
+from narrowcast.kernels.sides import Knobs, Shape, Side, block, knobs, maxima_knobs, side, tile_kind
 from narrowcast.quantize import Cast
 from narrowcast.quantize import cast as cast_of
 
@@ -72,7 +72,8 @@ def launch(
     x, line = sources[0], sources[3]
     assert x is not None
     make = Producer(kind, line is not None)
-    chosen = chosen or knobs(make.parts)
+    first, second = _side(cast.spelling, x.device), None if across is None else _side(across.spelling, x.device)
+    chosen = chosen or knobs(make.parts, max(first.run, second.run if second is not None else 0))
     shape = (x.shape[0], x.shape[1])
     sizes = Shape.of((shape[0], shape[1] * make.parts), cast, across)
     outs = outs or empty(x, kind, cast.spelling, across.spelling if across is not None else "")
@@ -82,7 +83,7 @@ def launch(
     height, width = -(-each.extent[0] // made.height), -(-each.extent[1] // made.width)
     pointers, strides = _arguments(sources)
     codes, scales, turned_codes, turned_scales = outs
-    first, second = counters or (Counter(0, 0, 0, 0), Counter(0, 0, 0, 0))
+    one, other = counters or (Counter(0, 0, 0, 0), Counter(0, 0, 0, 0))
     _, history, current = delayed
     device.both_kernel[(height * width,)](
         *pointers,
@@ -93,8 +94,8 @@ def launch(
         *(None if m is None else m.view(torch.int32) for m in maxima),
         None if history is None else history.view(torch.int32),
         current,
-        first.arguments["step_ptr"],
-        second.arguments["step_ptr"],
+        one.arguments["step_ptr"],
+        other.arguments["step_ptr"],
         *strides,
         *shape,
         each.rows,
@@ -104,17 +105,17 @@ def launch(
         height,
         width,
         0 if history is None else len(history),
-        first.low,
-        first.high,
-        first.tensor,
-        first.arguments["step"],
-        second.low,
-        second.high,
-        second.tensor,
-        second.arguments["step"],
+        one.low,
+        one.high,
+        one.tensor,
+        one.arguments["step"],
+        other.low,
+        other.high,
+        other.tensor,
+        other.arguments["step"],
         P=make,
-        A=_side(cast.spelling, x.device),
-        B=None if across is None else _side(across.spelling, x.device),
+        A=first,
+        B=second,
         L=made,
         HISTORY=power_of_two(1 if history is None else len(history)),
         num_warps=chosen.warps,
@@ -134,7 +135,7 @@ def launch_maxima(sources: Sources, kind: str, whole: bool, chosen: Knobs | None
     x, line = sources[0], sources[3]
     assert x is not None
     make = Producer(kind, line is not None)
-    chosen = chosen or knobs(make.parts)
+    chosen = chosen or maxima_knobs(make.parts, whole)
     rows, cols = x.shape
     made = block((rows, cols), Shape(rows, cols, cols, rows), x, chosen)
     height, width = -(-rows // made.height), -(-cols // made.width)

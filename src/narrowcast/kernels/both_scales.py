@@ -6,6 +6,7 @@ Values come as `Block.rows` tensors [lines, width]: the r-th holds the r-th row 
 import triton
 import triton.language as tl
 
+from narrowcast.kernels.pack import bytes_of
 from narrowcast.kernels.quick import quick_quotient, quick_reciprocal
 from narrowcast.kernels.rounding import bits_of, float_of
 from narrowcast.kernels.scale import scale_of
@@ -18,20 +19,61 @@ _NAN = tl.constexpr(0x7FC00000)
 
 
 @triton.jit
-def magnitudes(values, L: tl.constexpr):
-    """Return float32 bits without their sign: ordered as integers are, NaN above all."""
+def held(values, L: tl.constexpr):
+    """Return ``values`` as a program keeps them while maxima are found: bfloat16, two rows to an int32, if L.packed."""
+    if _IN_PTX and L.packed:
+        kept = ()
+        for q in tl.static_range(L.rows // 2):
+            kept = kept + (bytes_of(bits_of(values[2 * q]), bits_of(values[2 * q + 1]), 0x7632),)
+    else:
+        kept = values
+    return kept
+
+
+@triton.jit
+def taken(kept, L: tl.constexpr):
+    """Return the float32 values of what is `held`, unpacked anew: half the registers meanwhile."""
+    if _IN_PTX and L.packed:
+        values = ()
+        for q in tl.static_range(L.rows // 2):
+            pair = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [kept[q]], tl.int32, True, 1)
+            values = values + (float_of(pair << 16), float_of(pair & -65536))
+    else:
+        values = kept
+    return values
+
+
+@triton.jit
+def magnitudes(kept, L: tl.constexpr):
+    """Return bits without their signs, of what is `held`: ordered as integers are, NaN above all."""
     found = ()
-    for r in tl.static_range(L.rows + 0):
-        found = found + (bits_of(values[r]) & _MAGNITUDE,)
+    count: tl.constexpr = len(kept)
+    for r in tl.static_range(count):
+        if _IN_PTX and L.packed:
+            found = found + (kept[r] & 0x7FFF7FFF,)
+        else:
+            found = found + (bits_of(kept[r]) & _MAGNITUDE,)
     return found
 
 
 @triton.jit
+def larger_halves(a, b):
+    """Return the larger of either half of two int32, unsigned."""
+    return tl.inline_asm_elementwise("max.u16x2 $0, $1, $2;", "=r,r,r", [a, b], tl.int32, True, 1)
+
+
+@triton.jit
 def top_of_rows(found, L: tl.constexpr):
-    """Return the largest over each thread's rows, [lines, width]."""
+    """Return float32 bits of the largest over each thread's rows, [lines, width]."""
     top = found[0]
-    for r in tl.static_range(1, L.rows + 0):
-        top = tl.maximum(top, found[r])
+    count: tl.constexpr = len(found)
+    for r in tl.static_range(1, count):
+        if _IN_PTX and L.packed:
+            top = larger_halves(top, found[r])
+        else:
+            top = tl.maximum(top, found[r])
+    if _IN_PTX and L.packed:
+        top = tl.maximum(top << 16, top & -65536)
     return top
 
 
@@ -43,6 +85,30 @@ def over_columns(x, RUN: tl.constexpr, L: tl.constexpr):
     else:
         top = tl.max(tl.reshape(x, [x.shape[0], L.width // RUN, RUN]), axis=2)
     return top
+
+
+@triton.jit
+def halves_over_columns(x, RUN: tl.constexpr, L: tl.constexpr):
+    """Return `over_columns` of either half, as float32 bits."""
+    if L.width == RUN:
+        top = tl.reduce(x, 1, larger_halves, keep_dims=True)
+    else:
+        top = tl.reduce(tl.reshape(x, [x.shape[0], L.width // RUN, RUN]), 2, larger_halves)
+    return top << 16, top & -65536
+
+
+@triton.jit
+def tops_of_rows(found, RUN: tl.constexpr, L: tl.constexpr):
+    """Return the largest of each RUN columns for each of a thread's rows, [lines, runs] float32 bits."""
+    tops = ()
+    count: tl.constexpr = len(found)
+    for r in tl.static_range(count):
+        if _IN_PTX and L.packed:
+            low, high = halves_over_columns(found[r], RUN, L)
+            tops = tops + (low, high)
+        else:
+            tops = tops + (over_columns(found[r], RUN, L),)
+    return tops
 
 
 @triton.jit
@@ -139,12 +205,16 @@ def of_lines(found, amax_ptr, scales_ptr, top, left, start, rows, padded_rows, p
              L: tl.constexpr):  # fmt: skip
     """Return `factor` of rows, or of runs along them, for each of a thread's rows. ``start``: `left` in the codes."""
     intos, poisons, scales = (), (), ()
+    tops = found
+    if A.tile == "run":
+        run_length: tl.constexpr = A.run
+        tops = tops_of_rows(found, run_length, L)
     for r in tl.static_range(L.rows + 0):
         if A.tile == "line":
             row = top + tl.arange(0, L.lines)[:, None] * L.rows + r
             amax = tl.load(amax_ptr + row, mask=row < rows, other=0)
         else:
-            amax = over_columns(found[r], A.run, L)
+            amax = tops[r]
         stored, into, poisoned = scale_and_factor(amax, A)
         scales = scales + (stored,)
         intos = intos + (along_columns(into, L),)

@@ -17,6 +17,7 @@ from narrowcast.passes.wide import ROWS
 _INF = tl.constexpr(0x7F800000)
 MAX_ROW = 1 << 15  # elements of a row that one program holds
 CHUNK = 1 << 12  # elements of a row at a time, where a loop will do
+STAGES = 2  # rows under way at a time, where several follow one another
 JOINED = 512  # partial sums that one program joins
 
 
@@ -114,13 +115,13 @@ def smooth_scale_of(up: Tensor) -> Tensor:
 @triton.jit
 def norm_backward_kernel(
     g_ptr, x_ptr, also_ptr, weight_ptr, inverse_ptr, dx_ptr, dw_ptr, g_stride, x_stride, also_stride, rows, cols,
-    COUNT: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr, SOURCE: tl.constexpr,
+    COUNT: tl.constexpr, STAGES: tl.constexpr, BLOCK: tl.constexpr, LEVELS: tl.constexpr, SOURCE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of COUNT rows one after another, and the sum of those of the weight."""
     column, first = tl.arange(0, BLOCK), tl.program_id(0) * COUNT
     weight = tl.load(weight_ptr + column, mask=column < cols, other=0).to(tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
-    for i in range(COUNT):
+    for i in tl.range(COUNT, num_stages=STAGES):
         row = first + i
         width = tl.where(row < rows, cols, 0)  # what does not exist is zero, and adds nothing
         inverse = tl.load(inverse_ptr + row, mask=row < rows, other=0.0)
@@ -169,6 +170,7 @@ def norm_backward(g: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, also: T
         rows,
         cols,
         COUNT=ROWS,
+        STAGES=STAGES,
         BLOCK=size,
         LEVELS=size.bit_length() - 1,
         SOURCE=_name(x),

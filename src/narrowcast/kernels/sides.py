@@ -6,6 +6,7 @@ another, tiles along M: its two *sides*.
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from narrowcast.formats import Integer, Minifloat
@@ -179,6 +180,7 @@ class Block:
         mask: whether anything may be missing.
         ragged: whether rows of the transpose do not start on a word; then codes are stored byte by byte.
         source: the source's dtype.
+        packed: whether values wait as pairs of bfloat16 while maxima are found.
         delayed: ``first``: scale by the history and find the maximum; ``again``: the rare second go; or nothing.
     """
 
@@ -190,6 +192,7 @@ class Block:
     mask: bool
     ragged: bool
     source: str
+    packed: bool
     delayed: str = ""
 
     @property
@@ -234,9 +237,22 @@ class Knobs:
     registers: int | None = None
 
 
-def knobs(parts: int = 1) -> Knobs:
-    """Return the knobs for a pass that makes ``parts`` outputs of each element."""
-    return Knobs() if parts == 1 else Knobs(128, 128, 4, 16)
+def knobs(parts: int, run: int) -> Knobs:
+    """Return the knobs for a pass that makes ``parts`` results of each element under tiles of up to ``run`` elements.
+
+    As measured on an H100 (`bench/passes_gpu.py`). A program holds a tile whole: 128 x 128 elements where it must, at 64
+    a thread; with 128 registers a thread two of those fit on a multiprocessor, and one waits while the other computes.
+    """
+    if parts == 1:
+        return Knobs()
+    return Knobs(64, 64, 8, 4) if run <= 64 else Knobs(registers=128)
+
+
+def maxima_knobs(parts: int, whole: bool) -> Knobs:
+    """Return the knobs for a pass over maxima, of the whole tensor or of rows and columns."""
+    if parts == 2:
+        return Knobs(64, 64, 8, 4)
+    return Knobs() if whole else Knobs(128, 128, 4, 4)
 
 
 def block(shape: tuple[int, int], sizes: Shape, source: Tensor, chosen: Knobs, backwards: bool = False) -> Block:
@@ -253,4 +269,5 @@ def block(shape: tuple[int, int], sizes: Shape, source: Tensor, chosen: Knobs, b
         mask=not whole,
         ragged=sizes.turned_cols % 4 != 0,
         source=str(source.dtype).removeprefix("torch."),
+        packed=source.dtype == torch.bfloat16,
     )
