@@ -170,4 +170,4 @@ def test_operators_have_honest_fakes():
 def test_the_exponential_is_close():
     x = torch.linspace(-80, 80, 20001)
     near = torch.sigmoid(x.double())
-    assert (plain.sigmoid(x) / near - 1).abs().max() < 5e-6 and plain.sigmoid(torch.tensor(math.inf)) == 1
+    assert (plain.sigmoid(x) / near - 1).abs().max() < 1e-5 and plain.sigmoid(torch.tensor(math.inf)) == 1

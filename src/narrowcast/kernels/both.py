@@ -80,7 +80,7 @@ def produced(x_ptr, y_ptr, z_ptr, line_ptr, column_ptr, strides, top, left, rows
              L: tl.constexpr):  # fmt: skip
     """Return the values of the block: for each result of the producer, `Block.rows` tensors [lines, width]."""
     first, second = (), ()
-    source: tl.constexpr = L.source
+    source: tl.constexpr = "float32" if _IN_PTX and L.packed else L.source  # rounded when packed: see `held`
     weight = 1.0
     if P.kind == "norm":
         column = left + tl.arange(0, L.width)[None, :]

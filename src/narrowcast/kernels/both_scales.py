@@ -6,7 +6,6 @@ Values come as `Block.rows` tensors [lines, width]: the r-th holds the r-th row 
 import triton
 import triton.language as tl
 
-from narrowcast.kernels.pack import bytes_of
 from narrowcast.kernels.quick import quick_quotient, quick_reciprocal
 from narrowcast.kernels.rounding import bits_of, float_of
 from narrowcast.kernels.scale import scale_of
@@ -20,11 +19,14 @@ _NAN = tl.constexpr(0x7FC00000)
 
 @triton.jit
 def held(values, L: tl.constexpr):
-    """Return ``values`` as a program keeps them while maxima are found: bfloat16, two rows to an int32, if L.packed."""
+    """Return ``values`` as a program keeps them while maxima are found: if L.packed, two bfloat16 rows to an int32."""
     if _IN_PTX and L.packed:
         kept = ()
         for q in tl.static_range(L.rows // 2):
-            kept = kept + (bytes_of(bits_of(values[2 * q]), bits_of(values[2 * q + 1]), 0x7632),)
+            pair = tl.inline_asm_elementwise(
+                "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,f,f", [values[2 * q], values[2 * q + 1]], tl.int32, True, 1
+            )
+            kept = kept + (pair,)
     else:
         kept = values
     return kept

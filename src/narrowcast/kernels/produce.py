@@ -15,11 +15,10 @@ from narrowcast.kernels.rounding import bits_of, float_of
 _IN_PTX = tl.constexpr(not triton.knobs.runtime.interpret)
 _MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
 _ANCHOR = tl.constexpr(12582912.0)
-_C1 = tl.constexpr(0.6931470036506653)
-_C2 = tl.constexpr(0.24022242426872253)
-_C3 = tl.constexpr(0.05550733953714371)
-_C4 = tl.constexpr(0.009671509265899658)
-_C5 = tl.constexpr(0.0013264698209241033)
+_C1 = tl.constexpr(0.6931241750717163)
+_C2 = tl.constexpr(0.24024099111557007)
+_C3 = tl.constexpr(0.05590637028217316)
+_C4 = tl.constexpr(0.009582818485796452)
 _GELU = tl.constexpr(1.5957691216057308)
 _GELU_3 = tl.constexpr(0.07135481627260025)
 _GELU_9 = tl.constexpr(0.21406444881780076)
@@ -97,8 +96,7 @@ def sigmoid(x):
     t = tl.minimum(tl.maximum(x * _MINUS_LOG2_E, -125.0), 125.0)
     anchored = t + _ANCHOR
     f = t - (anchored - _ANCHOR)
-    p = f * _C5 + _C4
-    p = p * f + _C3
+    p = f * _C4 + _C3
     p = p * f + _C2
     p = p * f + _C1
     p = p * f + 1.0

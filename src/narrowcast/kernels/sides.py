@@ -237,15 +237,16 @@ class Knobs:
     registers: int | None = None
 
 
-def knobs(parts: int, run: int) -> Knobs:
+def knobs(parts: int, run: int, draws: bool = False) -> Knobs:
     """Return the knobs for a pass that makes ``parts`` results of each element under tiles of up to ``run`` elements.
 
-    As measured on an H100 (`bench/passes_gpu.py`). A program holds a tile whole: 128 x 128 elements where it must, at 64
-    a thread; with 128 registers a thread two of those fit on a multiprocessor, and one waits while the other computes.
+    As measured on an H100 (`bench/passes_gpu.py`). A program holds a tile whole: 128 x 128 elements where it must, 64 to
+    a thread; at 128 registers a thread two programs fit on a multiprocessor, and one waits while the other computes.
+    Random bits for the transpose (``draws``) come for eight rows at a time.
     """
-    if parts == 1:
-        return Knobs()
-    return Knobs(64, 64, 8, 4) if run <= 64 else Knobs(registers=128)
+    if run > 64:
+        return Knobs(rows=4 if not draws else 8, registers=128)
+    return Knobs() if parts == 1 else Knobs(64, 64, 8, 4)
 
 
 def maxima_knobs(parts: int, whole: bool) -> Knobs:
@@ -255,8 +256,10 @@ def maxima_knobs(parts: int, whole: bool) -> Knobs:
     return Knobs() if whole else Knobs(128, 128, 4, 4)
 
 
-def block(shape: tuple[int, int], sizes: Shape, source: Tensor, chosen: Knobs, backwards: bool = False) -> Block:
-    """Return the layout of one program for a source of ``shape``."""
+def block(
+    shape: tuple[int, int], sizes: Shape, source: Tensor, chosen: Knobs, waits: bool, backwards: bool = False
+) -> Block:
+    """Return the layout of one program for a source of ``shape``; ``waits``: whether it finds maxima of its own."""
     height, width = chosen.height, chosen.width
     whole = sizes.extent == shape and shape[0] % height == 0 and shape[1] % width == 0
     whole = whole and (sizes.rows, sizes.cols) == (sizes.turned_cols, sizes.turned_rows)
@@ -269,5 +272,5 @@ def block(shape: tuple[int, int], sizes: Shape, source: Tensor, chosen: Knobs, b
         mask=not whole,
         ragged=sizes.turned_cols % 4 != 0,
         source=str(source.dtype).removeprefix("torch."),
-        packed=source.dtype == torch.bfloat16,
+        packed=waits and source.dtype == torch.bfloat16,
     )
