@@ -38,9 +38,9 @@ ROUNDED = "e5m2/tensor/fp32/stochastic"
 #: of both orientations (empty: the same codes turned)
 CASTS = (
     (RUN, RUN), (SQUARE, ""), (ROW, ROW), (TENSOR, ""), (TENSOR, GRADIENT), ("e4m3fn", ""), ("e5m2", "e4m3fn"),
-    (MX, MX), (LATE, ""), (ROUNDED, ""), (ROUNDED, ROUNDED), ("int8/row/fp32", "e5m2/1x64/e8m0-ceil"), ("e4m3fn/32x32/e8m0", ""),
-    ("e4m3fn/1x128/e8m0-ceil", "e4m3fn/1x128/e8m0-ceil"), ("e4m3/1x32/fp32", "int8/1x128/fp32/stochastic"),
-    ("e5m2/1x128/fp32", "e4m3fn/1x16/bfloat16"),
+    (MX, MX), (LATE, ""), (ROUNDED, ""), (ROUNDED, ROUNDED), ("int8/row/fp32", "e5m2/1x64/e8m0-ceil"),
+    ("e4m3fn/32x32/e8m0", ""), ("e4m3fn/1x128/e8m0-ceil", "e4m3fn/1x128/e8m0-ceil"),
+    ("e4m3/1x32/fp32", "int8/1x128/fp32/stochastic"), ("e5m2/1x128/fp32", "e4m3fn/1x16/bfloat16"),
 )  # fmt: skip
 FUSED = ((RUN, RUN), (SQUARE, ""), (ROW, ROW), (GRADIENT, ""), (LATE, ""))
 OPERATIONS = (

@@ -8,7 +8,6 @@ reason, and with ``backend="native"`` it raises instead.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Unpack
@@ -271,7 +270,13 @@ def _no_both_kernel(cast: str, across: str, dtype: torch.dtype) -> str | None:
 
 def passes(choice: Choice) -> ModuleType:
     """Return the module whose functions run: `narrowcast.passes`, the definition, or its twin of kernels."""
-    return import_module("narrowcast.kernels.passes" if choice.backend == "native" else "narrowcast.passes")
+    if choice.backend == "native":
+        from narrowcast.kernels import passes as kernels  # by name: compiled code follows no import_module
+
+        return kernels
+    from narrowcast import passes as plain
+
+    return plain
 
 
 def quantize_both(x: Tensor, cast: Cast, across: Cast | None = None, backend: str = "auto", **how: Unpack[How]) -> Two:

@@ -240,8 +240,8 @@ class Knobs:
 def knobs(parts: int, run: int, draws: bool = False) -> Knobs:
     """Return the knobs for a pass that makes ``parts`` results of each element under tiles of up to ``run`` elements.
 
-    As measured on an H100 (`bench/passes_gpu.py`). A program holds a tile whole: 128 x 128 elements where it must, 64 to
-    a thread; at 128 registers a thread two programs fit on a multiprocessor, and one waits while the other computes.
+    As measured on an H100 (`bench/passes_gpu.py`). A program holds a tile whole: 128 x 128 elements where it must, 64
+    to a thread; at 128 registers a thread two programs fit on a multiprocessor, and one waits while the other computes.
     Random bits for the transpose (``draws``) come for eight rows at a time.
     """
     if run > 64:
