@@ -37,7 +37,8 @@ GRADIENT, LATE, MX = "e5m2/tensor/fp32", "e4m3fn/tensor/fp32-delayed16", "mxfp8_
 ROUNDED = "e5m2/tensor/fp32/stochastic"
 #: of both orientations (empty: the same codes turned)
 CASTS = (
-    (RUN, RUN), (SQUARE, ""), (ROW, ROW), (TENSOR, ""), (TENSOR, GRADIENT), ("e4m3fn", ""), ("e5m2", "e4m3fn"),
+    (RUN, RUN), (SQUARE, ""), (SQUARE, SQUARE), (ROW, ROW), (TENSOR, ""), (TENSOR, GRADIENT), ("e4m3fn", ""),
+    ("e5m2", "e4m3fn"),
     (MX, MX), (LATE, ""), (ROUNDED, ""), (ROUNDED, ROUNDED), ("int8/row/fp32", "e5m2/1x64/e8m0-ceil"),
     ("e4m3fn/32x32/e8m0", ""), ("e4m3fn/1x128/e8m0-ceil", "e4m3fn/1x128/e8m0-ceil"),
     ("e4m3/1x32/fp32", "int8/1x128/fp32/stochastic"), ("e5m2/1x128/fp32", "e4m3fn/1x16/bfloat16"),
@@ -133,7 +134,8 @@ def difference(operation: str, first: str, second: str, xs: Tensors) -> str | No
 def checks() -> list[tuple[str, str, str, str]]:
     """Return what is compared: operation, casts, dtype."""
     found = [("quantize", a, b, dtype) for a, b in CASTS for dtype in TYPES]
-    return found + [(op, a, b, dtype) for op in OPERATIONS for a, b in FUSED for dtype in TYPES[:2]]
+    found += [(op, a, b, TYPES[0]) for op in OPERATIONS for a, b in FUSED]
+    return found + [(op, a, b, TYPES[1]) for op in OPERATIONS for a, b in (FUSED[0], FUSED[3])]
 
 
 def shapes_for(first: str, second: str) -> tuple[tuple[int, int], ...]:
@@ -290,6 +292,12 @@ def show(shape: tuple[int, int], rows: dict[str, Any]) -> None:
         print(f"{name:95s} {figures}")
 
 
+def write(result: dict[str, Any], folder: Path) -> None:
+    """Write what there is so far."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "passes-cuda.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main(options_given: list[str]) -> None:
     """Check, time, print tables, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -320,11 +328,11 @@ def main(options_given: list[str]) -> None:
         rows = speed(shape, rounds, kernels(), SPEED)
         result["speed"].append({"shape": list(shape), "dtype": "bfloat16", "variants": rows})
         show(shape, rows)
+        write(result, options.out)
     print(f"{time.perf_counter() - start:.0f} s; the definition compiled:")
     result["compiled"] = {"shape": list(SHAPES[0]), "variants": speed(SHAPES[0], rounds, Compiled(), COMPILED)}
     show(SHAPES[0], result["compiled"]["variants"])
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "passes-cuda.json").write_text(json.dumps(result, indent=1) + "\n")
+    write(result, options.out)
     print(f"{time.perf_counter() - start:.0f} s")
 
 

@@ -268,9 +268,9 @@ def _no_both_kernel(cast: str, across: str, dtype: torch.dtype) -> str | None:
         return f"kernels know formats by their names: {error}"
 
 
-def passes(choice: Choice) -> ModuleType:
-    """Return the module whose functions run: `narrowcast.passes`, the definition, or its twin of kernels."""
-    if choice.backend == "native":
+def passes(backend: str) -> ModuleType:
+    """Return the module whose functions run (`Choice.backend`): `narrowcast.passes`, or its twin of kernels."""
+    if backend == "native":
         from narrowcast.kernels import passes as kernels  # by name: compiled code follows no import_module
 
         return kernels
@@ -288,5 +288,5 @@ def quantize_both(x: Tensor, cast: Cast, across: Cast | None = None, backend: st
         backend: as for `quantize`; `choose_both` says what runs and why.
         how: ``stream``, ``across_stream``, ``history``, ``what``: see `passes.quantize_both`.
     """
-    found: Two = passes(choose_both(backend, cast, across, x)).quantize_both(x, cast, across, **how)
+    found: Two = passes(choose_both(backend, cast, across, x).backend).quantize_both(x, cast, across, **how)
     return found

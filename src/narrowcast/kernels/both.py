@@ -150,6 +150,7 @@ def narrowed(kept, outs, given, spot, sizes, counter, turned_counter, A: tl.cons
     for r in tl.static_range(L.rows + 0):
         store_codes(codes_ptr, stored[r], top, left, start, total, padded_rows, padded_cols, r, L)
     if B is not None:
+        tl.static_assert(B.tile != "square")
         if B.tile == "tensor":
             intos, poisons = of_tensor(given[1], turned_scales_ptr, B, L)
         elif B.tile != "one":

@@ -19,7 +19,7 @@ from narrowcast.kernels import both_ops as both_ops  # registers the operators
 from narrowcast.kernels.native import _counter
 from narrowcast.kernels.produce import Producer
 from narrowcast.kernels.quantize import tiles_shape
-from narrowcast.kernels.sides import Shape, reason, tile_kind, turned
+from narrowcast.kernels.sides import Shape, reason, same_codes, tile_kind, turned
 from narrowcast.passes import How, Two
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
@@ -164,6 +164,8 @@ def _run(
 ) -> Two:
     """Return both orientations of what ``make`` makes of its inputs ``[M, K]`` and of numbers for rows and columns."""
     x, what = inputs[0], how.get("what", "tensor")
+    if across is not None and same_codes(cast, across):
+        across = None
     stream, across_stream = how.get("stream"), how.get("across_stream")
     shape = (x.shape[0], x.shape[1] * make.parts)
     _check(make, inputs, cast, across, what)

@@ -127,14 +127,16 @@ def reason(cast: Cast, across: Cast | None) -> str | None:
 
     ``across`` None: the same codes turned.
     """
+    if across is not None and same_codes(cast, across):
+        across = None
     for narrow in (cast, across or cast):
         found = reason_of(narrow) or _reason(narrow)
         if found:
             return found
     if across is None:
         return unturnable(cast)
-    if "square" in (tile_kind(cast), tile_kind(across)) and turned(cast) != across:
-        return f"squares of {cast} and {across}: kernels make squares of one cast for both orientations"
+    if "square" in (tile_kind(cast), tile_kind(across)):
+        return f"squares of {cast} and {across}: kernels make the same squares for both orientations, or none"
     if cast.scale.delayed or across.scale.delayed:
         return f"{across}: kernels keep one amax history, so the transpose must reuse the codes"
     return None
@@ -160,6 +162,11 @@ def unturnable(cast: Cast) -> str | None:
             f"cast {cast}: its scales (or blocks) run along one axis, so its codes cannot be turned; name a cast across"
         )
     return None
+
+
+def same_codes(cast: Cast, across: Cast) -> bool:
+    """Return whether the codes of the transpose by ``across`` are those by ``cast``, turned."""
+    return unturnable(cast) is None and not cast.random and across == turned(cast)
 
 
 def turned(cast: Cast) -> Cast:

@@ -1,0 +1,214 @@
+"""RMSNorm and gated unit of a transformer block as one: ``down(silu(gate(n)) * up(n))`` with ``n = norm(x)``.
+
+Nothing wide is written between norm, gemms and gate but what the gemms themselves put out: `passes` makes the codes of
+both orientations where the tensor is made, also of the gradients. Gate and up are one layer of twice the outputs, so
+where a scale is shared by a whole tensor, they share it. What is kept for the backward pass: x, 1/rms, the outputs of
+gate and up, and codes of the normed x, of the product and of the weights.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from narrowcast.backend import choose_both, passes
+from narrowcast.errors import InputError
+from narrowcast.nn.change import Change
+from narrowcast.nn.linear import Linear
+from narrowcast.nn.native import Plans, choices
+from narrowcast.nn.native import _product as product
+from narrowcast.nn.spec import LinearSpec
+from narrowcast.ops import Reuse, matmul
+from narrowcast.quantize import Cast, QTensor
+
+_PARTS = ("gate_proj", "up_proj", "down_proj")
+_PAIRS = {"x": ("fwd.x", "wgrad.x"), "w": ("fwd.w", "dgrad.w"), "g": ("dgrad.g", "wgrad.g")}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How the unit computes.
+
+    Attributes:
+        spec: the three gemms of each of its layers.
+        eps: of the norm.
+        plans: how the gemms run, none for emulation; then the passes are plain too.
+        smooth: Smooth-SwiGLU (`passes.smooth_scale`).
+    """
+
+    spec: LinearSpec
+    eps: float
+    plans: Plans
+    smooth: bool = False
+
+    @property
+    def passes(self) -> Any:
+        """The module whose functions run."""
+        return passes("native" if self.plans.any else "emulate")
+
+    def casts(self, tensor: str) -> tuple[Cast, Cast | None]:
+        """Return how x, w or g is cast, and its transpose; None for the same codes."""
+        first, second = (self.spec.operand(label) for label in _PAIRS[tensor])
+        assert isinstance(first, Cast)
+        return first, None if isinstance(second, Reuse) else second
+
+    def product(self, name: str, a: QTensor, b: QTensor, dtype: torch.dtype) -> Tensor:
+        """Return gemm ``name`` of two operands, in ``dtype``."""
+        plan = getattr(self.plans, name)
+        a, b = replace(a, axis=-1), replace(b, axis=-1)
+        if plan is not None:
+            return product(a, b, self.spec, name, plan, 1.0, dtype)
+        wide = [replace(q, dtype=torch.float32).dequantize() for q in (a, b)]
+        return matmul(wide[0], wide[1], getattr(self.spec, name)).to(dtype)
+
+
+class _Normed(torch.autograd.Function):
+    """The unit on ``x [M, width]``; weights ``[width]``, ``[2 F, width]`` (gate, then up) and ``[width, F]``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Tensor, gated: Tensor, down: Tensor, unit: Unit, out: torch.dtype) -> Tensor:
+        run, cast_x, cast_w = unit.passes, unit.casts("x"), unit.casts("w")
+        (xq, xt), inverse = run.rms_norm_both(x, norm, unit.eps, *cast_x, what="normed x")
+        wq, wt = run.quantize_both(gated, *cast_w, what="weights of gate and up")
+        both = unit.product("fwd", xq, wq, out)
+        gate, up = both.chunk(2, dim=-1)
+        scale = run.smooth_scale(up) if unit.smooth else None
+        zq, zt = run.swiglu_both(gate, up, *cast_x, scale=scale, what="gated product")
+        dq, dt = run.quantize_both(down, *cast_w, what="weight of down")
+        y = unit.product("fwd", zq, dq, out)
+        kept = (xt, zt, wt, dt)
+        ctx.save_for_backward(x, norm, inverse, both, scale, *(t for q in kept for t in (q.codes, q.scales)))
+        ctx.forms = [(q.cast, q.shape, q.padded, q.dtype) for q in kept]
+        ctx.unit, ctx.types = unit, (gated.dtype, down.dtype)
+        return y if scale is None else (y * scale).to(out)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, norm, inverse, both, scale, *codes = ctx.saved_tensors
+        kept = [QTensor(*codes[2 * i : 2 * i + 2], None, *form) for i, form in enumerate(ctx.forms)]
+        xt, zt, wt, dt = kept
+        unit: Unit = ctx.unit
+        run, cast = unit.passes, unit.casts("g")
+        if scale is not None:
+            g = (g * scale).to(g.dtype)
+        gq, gt = run.quantize_both(g, *cast, what="gradient of the output")
+        dz = unit.product("dgrad", gq, dt, both.dtype)
+        d_down = unit.product("wgrad", gt, zt, ctx.types[1])
+        gate, up = both.chunk(2, dim=-1)
+        hq, ht = run.swiglu_backward_both(dz, gate, up, *cast, scale=scale, what="gradient of gate and up")
+        dn = unit.product("dgrad", hq, wt, x.dtype)
+        d_gated = unit.product("wgrad", ht, xt, ctx.types[0])
+        dx, d_norm = run.rms_norm_backward(dn, x, norm, inverse)
+        return dx, d_norm.to(norm.dtype), d_gated, d_down, None, None
+
+
+class Passing(nn.Module):
+    """A norm whose work another module does: it keeps the weight under its name, and passes ``x`` on."""
+
+    def __init__(self, source: nn.Module, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = source.weight, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        return x
+
+
+class NormedGate(nn.Module):
+    """The gated unit, with the norm before it done here."""
+
+    def __init__(self, source: nn.Module, norm: Passing, unit: Unit) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = (getattr(source, part) for part in _PARTS)
+        self.unit = unit
+        self._norm = (norm,)  # in a tuple: its weight stays a parameter of the block alone
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the unit's output for the block's stream ``x`` ``[..., width]``, not yet normed."""
+        kind = x.device.type
+        out = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        with torch.autocast(kind, enabled=False):
+            gated = torch.cat([self.gate_proj.weight, self.up_proj.weight])
+            flat = x.reshape(-1, x.shape[-1])
+            y: Tensor = _Normed.apply(flat, self._norm[0].weight, gated, self.down_proj.weight, self.unit, out)  # type: ignore[no-untyped-call]
+            return y.view(x.shape)
+
+    def extra_repr(self) -> str:
+        """Say how the norm is done."""
+        return f"eps={self.unit.eps}, smooth={self.unit.smooth}, native={self.unit.plans.any}"
+
+
+@dataclass(frozen=True)
+class NormedGates(Change):
+    """Join the norm and the gated unit of every block of a converted model (Llama's names) into a `NormedGate`.
+
+    Attributes:
+        norm, unit: names of the two modules within a block.
+        smooth: Smooth-SwiGLU.
+    """
+
+    norm: str = "post_attention_layernorm"
+    unit: str = "mlp"
+    smooth: bool = False
+
+    def swap(self, name: str, module: nn.Module, backend: str) -> nn.Module | None:
+        """See `Change.swap`; the block itself stays."""
+        norm, unit = getattr(module, self.norm, None), getattr(module, self.unit, None)
+        if norm is None or unit is None or not type(norm).__name__.endswith("RMSNorm"):
+            return None
+        layers = [getattr(unit, part, None) for part in _PARTS]
+        first = layers[0]
+        if not isinstance(first, Linear):
+            return None
+        why = against(layers, first.spec) or _gate(unit)
+        if why:
+            raise InputError(f"block {name!r}: norm and gated unit cannot be one: {why}")
+        eps = float(getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None) or 0.0)
+        made = Unit(first.spec, eps, plans_of(first, backend), self.smooth)
+        passing = Passing(norm, eps)
+        setattr(module, self.norm, passing)
+        setattr(module, self.unit, NormedGate(unit, passing, made).train(unit.training))
+        return module
+
+    @property
+    def wants(self) -> str:
+        """See `Change.wants`."""
+        return f"block with {self.norm} and {self.unit} of narrow gate_proj, up_proj, down_proj"
+
+    def __str__(self) -> str:
+        return f"norm and {'Smooth-SwiGLU' if self.smooth else 'SwiGLU'} in one with their casts"
+
+
+def against(layers: list[Any], spec: LinearSpec) -> str | None:
+    """Return what speaks against joining layers of ``spec``, or None."""
+    if any(not isinstance(layer, Linear) or layer.spec != spec or layer.alpha != 1.0 for layer in layers):
+        return "its three layers are not narrowed alike"
+    if any(layer.bias is not None for layer in layers):
+        return "a layer has a bias"
+    if spec.random or spec.history:
+        return "its casts draw random bits or keep histories, which belong to single layers"
+    gemms = (spec.fwd, spec.dgrad, spec.wgrad)
+    if any(gemm.transform is not None or gemm.accumulator.on_codes for gemm in gemms):
+        return "a gemm rotates its operands, or its accumulator works on codes"
+    for first, second in _PAIRS.values():
+        one, other = spec.operand(first), spec.operand(second)
+        assert isinstance(one, Cast)
+        if isinstance(other, Reuse) and (other.then is not None or one.tile.rows == 1 or one.format.bits != 8):
+            return f"operand {second} reuses codes that cannot be turned"
+    return None
+
+
+def _gate(unit: nn.Module) -> str | None:
+    return None if "silu" in type(getattr(unit, "act_fn", None)).__name__.lower() else "its gate is not SiLU"
+
+
+def plans_of(layer: Linear, backend: str) -> Plans:
+    """Return how the gemms run: natively where all three and all passes do, else emulated."""
+    device, spec = layer.weight.device, layer.spec
+    made = choices(spec, backend, device, "norm and gated unit")
+    unit = Unit(spec, 0.0, Plans())
+    ready = [choose_both(backend, *unit.casts(t), layer.weight, "norm and gated unit") for t in _PAIRS]
+    if any(choice.backend == "emulate" for choice in (*made, *ready)):
+        return Plans()
+    return Plans(*(choice.plan for choice in made))

@@ -1,0 +1,86 @@
+"""Norm and gated unit in one: against torch's own operations in float32, and what it leaves of a model."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.tiny import CONFIG
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import narrowcast as nc
+from narrowcast.nn.linear import Linear
+from narrowcast.nn.native import Plans
+from narrowcast.nn.normed import NormedGate, NormedGates, Unit, _Normed
+from narrowcast.nn.spec import LinearSpec
+from narrowcast.ops import WIDE, Gemm
+from narrowcast.recipes import recipe
+
+SPEC = LinearSpec(Gemm(WIDE, WIDE), Gemm(WIDE, WIDE), Gemm(WIDE, WIDE))
+
+
+def llama(layers: int) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(LlamaConfig(**{**CONFIG, "num_hidden_layers": layers, "attention_dropout": 0.0}))
+
+
+def tensors(rows: int = 20, width: int = 24, hidden: int = 40) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    shapes = ((rows, width), (width,), (2 * hidden, width), (width, hidden))
+    return [
+        (torch.randn(shape, generator=g) * scale).requires_grad_()
+        for shape, scale in zip(shapes, (1, 1, 0.1, 0.1), strict=True)
+    ]
+
+
+def plainly(x: torch.Tensor, norm: torch.Tensor, gated: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
+    gate, up = F.linear(F.rms_norm(x, (x.shape[-1],), norm, 1e-6), gated).chunk(2, -1)
+    return F.linear(F.silu(gate) * up, down)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_without_narrowing_it_is_torch_s_own(smooth):
+    mine, theirs = tensors(), [t.detach().double().requires_grad_() for t in tensors()]
+    y = _Normed.apply(*mine, Unit(SPEC, 1e-6, Plans(), smooth), torch.float32)
+    expected = plainly(*theirs)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for a, b in zip([y, *(t.grad for t in mine)], [expected, *(t.grad for t in theirs)], strict=True):
+        assert (a - b).abs().max() < 1e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("name", ["fp8-rowwise", "fp8-block", "fp8-tensorwise", "fp8-static"])
+def test_recipes_stay_close_and_checkpointing_changes_nothing(name):
+    spec, arguments = recipe(name).linear, tensors(32, 128, 128)
+    results = []
+    for run in (lambda f, *a: f(*a), lambda f, *a: checkpoint(f, *a, use_reentrant=False)):
+        for t in arguments:
+            t.grad = None
+        y = run(_Normed.apply, *arguments, Unit(spec, 1e-6, Plans()), torch.float32)
+        y.square().mean().backward()
+        results.append([y.detach(), *(t.grad for t in arguments)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    expected = plainly(*arguments)
+    assert (results[0][0] - expected).norm() < 0.1 * expected.norm()
+
+
+def test_a_model_keeps_its_parameters_names_and_trains():
+    model = llama(2)
+    names = dict(model.named_parameters())
+    nc.convert(model, "fp8-rowwise", backend="emulate")
+    rows = NormedGates().apply(model, "emulate")
+    assert [row.became for row in rows] == ["changed", "changed"]
+    assert {n: id(p) for n, p in model.named_parameters()} == {n: id(p) for n, p in names.items()}
+    assert sum(isinstance(m, NormedGate) for m in model.modules()) == 2
+    ids = torch.arange(24).view(2, 12)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert NormedGates().apply(nn.Sequential(nn.ReLU()), "auto")[0].became == "absent"
+
+
+def test_what_cannot_be_joined_is_refused():
+    model = llama(1)
+    nc.convert(model, "fp8-delayed", backend="emulate")
+    with pytest.raises(nc.InputError, match=r"block 'model.layers.0': .*keep histories"):
+        NormedGates().apply(model, "auto")
+    assert isinstance(model.model.layers[0].mlp.gate_proj, Linear)
