@@ -86,8 +86,7 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, norm, inverse, both, scale, *codes = ctx.saved_tensors
-        kept = [QTensor(*codes[2 * i : 2 * i + 2], None, *form) for i, form in enumerate(ctx.forms)]
-        xt, zt, wt, dt = kept
+        xt, zt, wt, dt = (QTensor(codes[2 * i], codes[2 * i + 1], None, *f) for i, f in enumerate(ctx.forms))
         unit: Unit = ctx.unit
         run, cast = unit.passes, unit.casts("g")
         if scale is not None:
