@@ -30,6 +30,7 @@ _MODULES: dict[int, str] = {
     35: "infir2",
     37: "production_recipes",
     42: "mr_gptq",
+    50: "ksort",
     52: "mixed_formats",
     66: "single_double",
     67: "afpq",
