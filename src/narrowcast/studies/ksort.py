@@ -14,7 +14,7 @@ from narrowcast.ptq.kvcache import CacheCasts, key_orders, narrow_cache
 from narrowcast.quantize import Cast, cast
 from narrowcast.recipes import recipe
 from narrowcast.studies.quantized_language import judge, weights_changed
-from narrowcast.studies.small_training import trained
+from narrowcast.studies.small_training import prepared
 from narrowcast.studies.study import Check, Outcome, Setting, Study, at_least, at_most, equal, within
 
 _WIDTH, _BLOCKS = 128, (32, 64, 128)  # the paper's
@@ -49,7 +49,7 @@ class Subject:
 
 def run(setting: Setting) -> Outcome:
     """Measure."""
-    result = trained(recipe("fp32"), setting, setting.seed, steps=1000, lr=2e-3, shape=_SHAPE)
+    result = prepared(recipe("fp32"), setting, setting.seed, steps=1000, lr=2e-3, shape=_SHAPE).run(None)
     batches = result.tokens.validation_batches(1 if setting.quick else 16, 8, 64)
     plain = Subject(result.model.eval(), batches)
     outlying = Subject(planted(plain.model), batches)

@@ -57,13 +57,17 @@ def prepared(
     lr: float = 4e-3,
     text: str = "tinyshakespeare.txt",
     schedule: str = "cosine",
+    shape: dict[str, int] | None = None,
 ) -> Trainer:
-    """Return a run of the small Llama on ``text`` before its first step; a quick run has two steps."""
+    """Return a run of the small Llama on ``text`` before its first step; a quick run has two steps.
+
+    ``shape`` replaces entries of its config, such as ``hidden_size``.
+    """
     data = setting.folder("text") / text
     sizes = _QUICK if setting.quick else {"steps": steps, "batch": 8, "context": 64, "eval_batches": 32}
     with TemporaryDirectory() as folder:
         model = Path(folder) / "config.json"
-        model.write_text(json.dumps(_CONFIG))
+        model.write_text(json.dumps(_CONFIG | (shape or {})))
         config = TrainConfig(
             data=data, model=model, seed=seed, lr=lr, eval_every=10**9, vocab=512, schedule=schedule, device="cpu",
             **sizes,  # type: ignore[arg-type]
