@@ -83,8 +83,8 @@ class CompressedTensors:
         chosen = FORMATS[self._format(spec)]
         if self.dtype not in chosen.dtypes:
             return f"loaders decode {chosen.name} to bfloat16, not {self.dtype}; make it bfloat16 (--dtype bfloat16)"
-        if spec.kind == "experts" and spec.activation is not None and chosen.name == "nvfp4-pack-quantized":
-            return "fused experts share no calibrated input scale"
+        if spec.kind == "experts" and chosen.name == "nvfp4-pack-quantized":
+            return "transformers decodes fused experts without NVFP4's global scale, which gives wrong weights unsaid"
         return ""
 
     def tensors(self, layer: QuantizedLayer) -> dict[str, Tensor]:
@@ -134,6 +134,10 @@ class CompressedTensors:
         found = []
         if any(spec.kind == "experts" and spec.activation is not None for spec in specs):
             found.append("the inputs of fused experts stay wide in transformers; vLLM narrows them")
+        formats = {self._format(spec) for spec in specs if spec.kind == "experts"}
+        blocks = any(spec.kind == "experts" and spec.weight.tile.rows > 1 for spec in specs)
+        if blocks or "mxfp8-quantized" in formats:
+            found.append("transformers 5.24 loads no fused experts in FP8 with blocks or MXFP8; vLLM does")
         found += self._torn(specs)
         if self.kv:
             found.append("cached keys and values stay wide in transformers 5.24; vLLM rounds them where it is told to")
