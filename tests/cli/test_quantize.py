@@ -107,6 +107,7 @@ def test_a_plan_reads_no_weights_and_writes_nothing(
     out = " ".join(capsys.readouterr().out.split())
     assert "model.layers.*.mlp.down_proj.weight (x2) 64x128 int4/1x32/fp32" in out
     assert "shares with model.layers.*.self_attn.q_proj.weight" in out
+    assert "model.layers.*.self_attn (x2)" in out and "q k^T and p v stay in 16 bits" in out
     assert "NVIDIA H100" in out and "decode" in out
     assert bytes_of(here / "model") == before and not Path("out").exists()
 
@@ -247,6 +248,13 @@ def test_a_disk_that_is_too_small_is_found_before_any_work(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 1000))
     refused(quantize("--data", "text", *OUT), "are free, the result takes 0.00 GB; make room", capsys)
+
+
+def test_predictions_that_are_not_finite_are_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edited(Path("model"), lambda t: t["model.norm.weight"].fill_(3e38))
+    assert cli.run(quantize("--data", "text", *OUT)) == 1
+    assert "the predictions of the original model are not finite" in capsys.readouterr().err
+    assert not Path("out").exists() and not Path(".out.quantizing").exists()
 
 
 def test_a_damaged_report_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

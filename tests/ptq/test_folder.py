@@ -107,7 +107,9 @@ def test_an_architecture_that_nobody_knows_is_quantized_by_rule(tmp_path: Path) 
     folder = saved(LLAMA, tmp_path / "model")
     configured(folder, model_type="martian", architectures=["MartianForCausalLM"])
     report = quantize_folder(QuantizeConfig(folder, "w4a16-rtn-g32"), tmp_path / "out")
-    known = quantize_folder(QuantizeConfig(saved(LLAMA, tmp_path / "known"), "w4a16-rtn-g32"), tmp_path / "other")
+    known = quantize_folder(
+        QuantizeConfig(saved(LLAMA, tmp_path / "known"), "w4a16-rtn-g32", batches=[]), tmp_path / "other"
+    )
     assert {row["name"]: row["bytes"] for row in report["layers"]} == {r["name"]: r["bytes"] for r in known["layers"]}
     assert any("'martian' is unknown to transformers" in note for note in report["plan"]["notes"])
     with pytest.raises(InputError, match="needs calibration, but the architecture is unknown"):
@@ -119,7 +121,7 @@ def test_an_architecture_that_nobody_knows_is_quantized_by_rule(tmp_path: Path) 
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     tied = dataclasses.replace(LLAMA, make=lambda: _tied())
     folder = saved(tied, tmp_path / "model")
-    quantize_folder(QuantizeConfig(folder, "w4a16-rtn-g32"), tmp_path / "out")
+    quantize_folder(QuantizeConfig(folder, "w4a16-rtn-g32", batches=[]), tmp_path / "out")
     loaded, _ = load_quantized(tmp_path / "out")
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -186,7 +188,7 @@ def test_experts_on_disk_and_in_the_model_have_other_names(tmp_path: Path) -> No
     from narrowcast.io.weights import folder_weights
 
     assert any(".experts.3." in name for name in folder_weights(folder))
-    report = quantize_folder(QuantizeConfig(folder, "w4a16-rtn-g32"), tmp_path / "out")
+    report = quantize_folder(QuantizeConfig(folder, "w4a16-rtn-g32", batches=[]), tmp_path / "out")
     experts = [row for row in report["plan"]["rows"] if row["kind"] == "experts"]
     assert len(experts) == 4 and all(row["became"] == "narrow" for row in experts)
     assert all(len(row["shape"]) == 3 and row["after"] < row["before"] / 6 for row in experts)

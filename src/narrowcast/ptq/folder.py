@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.analysis.roofline import H100, Gpu
-from narrowcast.errors import InputError, NarrowcastError, nearest
+from narrowcast.errors import CheckFailed, InputError, NarrowcastError, nearest
 from narrowcast.io.compressed import CompressedTensors
 from narrowcast.io.hollow import HollowModel, open_hollow
 from narrowcast.io.native import Native
@@ -140,6 +140,12 @@ def quantize_folder(
     staging.open(_settings(config, source, data), resume=resume, overwrite=overwrite)
     try:
         records, judgement, resumed = _stream(streamer, staging, on_step)
+        if judgement is not None and not judgement.finite:
+            which = "quantized" if judgement.before < float("inf") else "original"
+            raise CheckFailed(
+                f"recipe {config.chosen.name}: the predictions of the {which} model are not finite; take another "
+                "recipe, or keep what overflows wide (--keep-wide)"
+            )
         report = _report(config, plan, streamer, records, judgement)
         report |= {
             "command": command,

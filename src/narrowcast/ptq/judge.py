@@ -1,5 +1,6 @@
 """What a language model lost: its predictions before and after, on the same tokens."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,6 +25,11 @@ class Judgement:
     after: float
     divergence: float
     agreement: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether both models predicted something."""
+        return all(math.isfinite(value) for value in (self.before, self.after, self.divergence))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -118,11 +118,18 @@ def make_plan(source: HollowModel, recipe: PtqRecipe, layout: Layout, on: Gpu) -
         if name not in rows:
             sizes_of = source.stored_bytes(name), source.kept_bytes(name)
             rows[name] = Row(name, "vector", tuple(parameter.shape), "wide", "a vector, no matrix", *sizes_of)
-    place = {name: number for number, name in enumerate(source.places.names)}
+    place = {name: float(number) for number, name in enumerate(source.places.names)}
+    sites = _attention(source, recipe, place)
+    place |= {row.name: number + 0.5 for row, number in sites}
+    rows |= {row.name: row for row, _ in sites}
     ordered = tuple(sorted(rows.values(), key=lambda r: place[source.places.canonical(r.name) or r.name]))
     _check_bytes(ordered)
     active = _active(source.settings)
-    wide = [wide_product((row.shape[0], row.shape[1])) for row in ordered if row.kernel and row.became == "wide"]
+    wide = [
+        wide_product((row.shape[0], row.shape[1]))
+        for row in ordered
+        if row.kernel and len(row.shape) == 2 and row.became == "wide"
+    ]
     met = [min(active or s.count, s.count) for s in specs]
     narrow = [
         narrow_product(s.shape, s.nbytes, s.weight, s.activation, s.count, m) for s, m in zip(specs, met, strict=True)
@@ -173,6 +180,21 @@ def _narrow_row(source: HollowModel, spec: LayerSpec, tied: bool) -> Row:
         kernel(kind_of(spec.weight, spec.activation)),
         spec.group if tied else "",
     )  # fmt: skip
+
+
+def _attention(source: HollowModel, recipe: PtqRecipe, place: dict[str, float]) -> list[tuple[Row, float]]:
+    """Return a row for the products of every attention module, which have no weights, and its place behind them."""
+    named = {n: m for n, m in source.model.named_modules() if type(m).__name__.endswith("Attention")}
+    inner = {n: m for n, m in named.items() if not any(other.startswith(f"{n}.") for other in named)}
+    why = "no weights: q k^T and p v stay in 16 bits" + (
+        f", keys and values cached as {recipe.kv}" if recipe.kv else ""
+    )
+    found = []
+    for name, module in inner.items():
+        own = [place[c] for n, _ in module.named_parameters() if (c := source.places.canonical(f"{name}.{n}"))]
+        row = Row(name, "attention", (), "wide", why, 0, 0, kernel="attention in 16 bits")
+        found.append((row, max(own, default=0.0)))
+    return found
 
 
 def _check_bytes(rows: tuple[Row, ...]) -> None:

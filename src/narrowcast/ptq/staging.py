@@ -7,6 +7,7 @@ STAGING/state-00003.safetensors   the calibration behind the newest finished par
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -85,7 +86,7 @@ class Staging:
             "specs": [layer.spec.to_json() for layer in piece.part.layers],
             "narrowed": narrowed,
             "silent": piece.part.silent,
-            "drift": piece.drift,
+            "drift": finite(piece.drift),
         }
         write_atomic(self._record(piece.number), json.dumps(record).encode())
         if piece.state is not None:
@@ -166,9 +167,14 @@ def plain(rows: Sequence[Any]) -> list[dict[str, Any]]:
     """Return what became of matrices as plain values, without their codes."""
     found = []
     for row in rows:
-        values = {key: value for key, value in vars(row).items() if key != "quantized"}
+        values = {key: finite(value) for key, value in vars(row).items() if key != "quantized"}
         found.append({**values, "shape": list(row.shape), "notes": list(row.notes), "bytes": row.quantized.nbytes})
     return found
+
+
+def finite(value: Any) -> Any:
+    """Return ``value``, or None for a float that JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> str:

@@ -1,6 +1,5 @@
 """The page of a quantized model: sizes, what it lost, where, what it writes now, and one sentence of advice."""
 
-import math
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from narrowcast.errors import InputError
 from narrowcast.io import write_atomic
 from narrowcast.io.weights import read_json
+from narrowcast.metrics import perplexity
 from narrowcast.ptq.plan import short
 from narrowcast.report.document import Section, render
 from narrowcast.report.tables import cell, table
@@ -27,8 +27,8 @@ def headline(report: Report) -> str:
     if found is None:
         return f"{report['recipe']['name']}: {size}; not judged"
     return (
-        f"{report['recipe']['name']}: {size}; perplexity {math.exp(found['before']):.3f} became "
-        f"{math.exp(found['after']):.3f} ({_rise(report):+.1f} %)"
+        f"{report['recipe']['name']}: {size}; perplexity {perplexity(found['before']):.3f} became "
+        f"{perplexity(found['after']):.3f} ({_rise(report):+.1f} %)"
     )
 
 
@@ -124,7 +124,7 @@ _WHERE = (
 
 def _rise(report: Report) -> float | None:
     found = report["judgement"]
-    return None if found is None else 100 * (math.exp(found["after"] - found["before"]) - 1)
+    return None if found is None else 100 * (perplexity(found["after"] - found["before"]) - 1)
 
 
 def _size(count: float) -> str:
@@ -166,7 +166,7 @@ def _judgement(report: Report) -> dict[str, Any]:
     if found is not None:
         rows = [
             ["loss, nats per token", found["before"], found["after"]],
-            ["perplexity", math.exp(found["before"]), math.exp(found["after"])],
+            ["perplexity", perplexity(found["before"]), perplexity(found["after"])],
             ["KL divergence from the original, nats", None, found["divergence"]],
             ["same likeliest token, %", None, 100 * found["agreement"]],
         ]
