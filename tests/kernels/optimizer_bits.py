@@ -15,7 +15,7 @@ MORE = (
     "weight=float16/tensor/e8m0-ceil m=e5m2/1x128+pad/expanded v=bfloat16x2",
 )
 TYPES = {"f": torch.float32, "b": torch.bfloat16, "h": torch.float16}
-SIZES = ((2304, 0.02), (128, 1e-3), (300, 1.0), (7, 30.0))  # the first two are read 16 bytes at a time
+SIZES = ((1152, 0.02), (128, 1e-3), (300, 1.0), (7, 30.0))  # the first two are read 16 bytes at a time
 
 
 def parameters(dtype: torch.dtype) -> list[torch.nn.Parameter]:
@@ -31,7 +31,7 @@ def gradients(step: int, dtype: torch.dtype) -> list[torch.Tensor]:
     decades = [torch.randint(-6, 2, (n,), generator=g) for n, _ in SIZES]
     made = [torch.randn(n, generator=g) * 10.0**d for (n, _), d in zip(SIZES, decades, strict=True)]
     made[0][:130] = 0
-    if step == 3:
+    if step == 2:
         made[0][200], made[2][3], made[2][200] = -torch.inf, torch.nan, torch.inf
     return [x.to(dtype).to(DEVICE) for x in made]
 
@@ -49,7 +49,7 @@ def test_every_part_of_the_state(states, kind):
     found, expected = parameters(TYPES[kind]), parameters(TYPES[kind])
     native = NarrowOptimizer(found, states, lr=1e-2, seed=(77 << 32) + 5, backend="native")
     plain = NarrowOptimizer(expected, states, lr=1e-2, seed=(77 << 32) + 5, backend="emulate")
-    for step in range(4):
+    for step in range(3):
         for p, q, g in zip(found, expected, gradients(step, TYPES[kind]), strict=True):
             p.grad, q.grad = g, g.clone()
         native.step()
