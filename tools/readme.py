@@ -18,6 +18,7 @@ COMPARISON = ROOT / "bench" / "results" / "compare.json"
 STUDIES = ROOT / "src" / "narrowcast" / "studies" / "results"
 SPEED = ROOT / "bench" / "results" / "casts-cpu.json"
 GPU_SPEED = ROOT / "bench" / "results" / "quantize-cuda.json"
+OPTIMIZER = ROOT / "bench" / "results" / "optimizer-cuda.json"
 CONFORMANCE = ROOT / "bench" / "results" / "conformance.json"
 WIDTH = 110
 
@@ -170,6 +171,31 @@ def gpu_cast_table(report: dict[str, Any]) -> str:
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in table), "", note])
 
 
+def optimizer_table(report: dict[str, Any]) -> str:
+    """Return the time of an optimizer's step and the bytes of its states, beside torch's fused AdamW."""
+    ran, bits = report["versions"], report["check"]
+    title, found = next(iter(report["speed"].items()))
+    rows = [("", "ms", "times faster", "bytes kept a parameter", "bytes moved", "share of a copy")]
+    rows.append(("---", *["---:"] * 5))
+    for name, row in found["rows"].items():
+        cells = (
+            f"{row['ms']:.2f}",
+            f"{row['times_faster']:.2f}",
+            f"{row['bytes_kept']:.2f}",
+            f"{row['bytes_moved']:.1f}",
+        )
+        states, comma, rest = name.partition(",")
+        shown = f"`{states}`{comma}{rest}" if states in bits["optimizers"] else name
+        rows.append((shown, *cells, f"{row['share_of_copy']:.0%}"))
+    note = (
+        f"One step of {title} ({found['parameters']:,} parameters), in one run: {ran['gpu']}, torch {ran['torch']}, "
+        f"Triton {ran['triton']}, {ran['date']}. Kept: master weights and moments. Every part of the state equals the "
+        f"emulation's ({len(bits['differ'])} differences). All figures in `bench/results/optimizer-cuda.json`, written by "
+        "`./dev bench optimizer_gpu`."
+    )
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in rows), "", note])
+
+
 def studies_table() -> str:
     """Return every committed study's verdict as a Markdown table, in the order of their sheets."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(STUDIES.glob("*.json"))]
@@ -203,6 +229,8 @@ def readme() -> str:
         text = filled(text, "speed-table", speed_table(json.loads(SPEED.read_text(encoding="utf-8"))))
     if GPU_SPEED.is_file():
         text = filled(text, "gpu-cast-table", gpu_cast_table(json.loads(GPU_SPEED.read_text(encoding="utf-8"))))
+    if OPTIMIZER.is_file() and "<!-- optimizer-table -->" in text:
+        text = filled(text, "optimizer-table", optimizer_table(json.loads(OPTIMIZER.read_text(encoding="utf-8"))))
     if any(STUDIES.glob("*.json")):
         text = filled(text, "studies-table", studies_table())
     if CONFORMANCE.is_file():
