@@ -9,6 +9,7 @@ from scipy.stats import norm
 import narrowcast as nc
 from narrowcast.errors import InputError
 from narrowcast.formats import Codebook, codebook, from_quantiles
+from narrowcast.formats.codebook import normalised_float
 
 #: mean squared error on N(0,1), blocks scaled by their largest magnitude (formats-reference, section 2; computed there)
 ERRORS = {
@@ -131,3 +132,12 @@ def test_bad_tables_are_refused(table, complaint):
 def test_bad_spellings_are_refused(name):
     with pytest.raises(InputError, match=r"table\(-1,-0.3,0,0.3,1\)|3 to 8 bits"):
         nc.format(name)
+
+
+def test_normalised_floats_are_the_published_tables():
+    assert torch.equal(normalised_float(2, 1).values(), nc.format("fp4_bnb").values())
+    eights = [0.0, *(2.0**-i for i in range(6, -1, -1))]
+    assert normalised_float(3, 0).values().tolist() == [*(-v for v in eights[:0:-1]), *eights]
+    assert normalised_float(2, 0).values().tolist() == [-1, -0.5, -0.25, 0, 0.25, 0.5, 1]
+    with pytest.raises(InputError, match="normalised float"):
+        normalised_float(3, 5)

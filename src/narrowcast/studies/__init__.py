@@ -33,6 +33,7 @@ _MODULES: dict[int, str] = {
     50: "ksort",
     52: "mixed_formats",
     66: "single_double",
+    57: "kbit",
     67: "afpq",
     73: "multistage",
     76: "compressed",
