@@ -23,6 +23,7 @@ _MODULES: dict[int, str] = {
     20: "fp8_int8",
     21: "coat",
     24: "two_precisions",
+    26: "one_flow",
     27: "hifloat8",
     28: "fp8_formats",
     32: "amax_cscale",
