@@ -21,15 +21,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"
 ACROSS = Stream(9, 4, 1)
 T, S, R, X = "e4m3fn/1x128+pad/fp32", "e4m3fn/128x128+pad/fp32", "e4m3fn/row/fp32", "e5m2/tensor/fp32"
 CASTS = [
-    (T, T, (130, 200), torch.bfloat16),
-    (S, "", (130, 200), torch.bfloat16),
-    (S, S, (130, 200), torch.bfloat16),  # the same codes again
+    (T, T, (130, 72), torch.bfloat16),
+    (S, "", (70, 136), torch.bfloat16),
+    (S, S, (30, 48), torch.bfloat16),  # the same codes again
     (R, R, (34, 50), torch.float16),  # rows of the transpose do not start on a word
-    ("e4m3fn/tensor/fp32", "", (130, 136), torch.float32),
-    (X, "e4m3fn/tensor/fp32", (64, 136), torch.bfloat16),
+    ("e4m3fn/tensor/fp32", "", (40, 136), torch.float32),
+    (X, "e4m3fn/tensor/fp32", (64, 100), torch.bfloat16),
     ("e4m3fn", "", (64, 128), torch.float32),
     ("e5m2", "int8/row/fp32", (64, 128), torch.bfloat16),
-    ("mxfp8_e4m3", "mxfp8_e5m2", (128, 256), torch.bfloat16),
+    ("mxfp8_e4m3", "mxfp8_e5m2", (160, 64), torch.bfloat16),
     ("e4m3/1x32/fp32/up", "int8/1x128/fp32/stochastic", (128, 64), torch.float32),
     ("e5m2/tensor/fp32/stochastic", "", (64, 128), torch.bfloat16),  # nothing is rounded twice
     ("e5m2/1x64/e8m0-ceil/stochastic", "e4m3fn/1x32/bfloat16/stochastic", (64, 64), torch.bfloat16),
@@ -80,7 +80,7 @@ def test_both_orientations(first, second, shape, dtype):
 
 
 def test_a_history_is_kept_and_scales_in_the_same_pass():
-    narrow, x = cast("e4m3fn/tensor/fp32-delayed4"), source((64, 130)).to(DEVICE)
+    narrow, x = cast("e4m3fn/tensor/fp32-delayed4"), source((72, 100)).to(DEVICE)
     histories = [Delayed(4).new(x.device) for _ in "ab"]
     for past, y in ((0.0, x), (0.5, x), (0.5, poisoned(x))):  # empty; with a smaller maximum in it; not finite
         for history in histories:
@@ -102,8 +102,8 @@ def test_one_orientation_saturates_too_where_the_history_is_too_small():
 @pytest.mark.parametrize(("first", "second"), [(T, T), (X, "")])
 def test_fused_with_what_makes_the_tensor(first, second):
     casts, dtype = arguments(first, second), torch.bfloat16 if first == T else torch.float32
-    x, delta, g = (source((12, 136), seed, 2).to(dtype).to(DEVICE) for seed in range(3))
-    weight, inverse = source((3, 136), 4, 1)[0].to(DEVICE), plain.rms_norm(x, delta[0], 1e-6)[1]
+    x, delta, g = (source((12, 104), seed, 2).to(dtype).to(DEVICE) for seed in range(3))
+    weight, inverse = source((3, 104), 4, 1)[0].to(DEVICE), plain.rms_norm(x, delta[0], 1e-6)[1]
     scale = plain.smooth_scale(delta)
     assert torch.equal(scale, fast.smooth_scale(delta))
     assert not differences("rms_norm_both", x, weight.to(dtype), 1e-6, *casts)
@@ -117,8 +117,8 @@ def test_fused_with_what_makes_the_tensor(first, second):
 
 @pytest.mark.parametrize(("first", "second"), [(S, ""), (R, R)])
 def test_gradients_of_a_gate_lie_side_by_side(first, second):
-    halves = source((40, 256), 1, 2).bfloat16().to(DEVICE)
-    g, gate, up = source((40, 128), 2, 2).bfloat16().to(DEVICE), halves[:, :128], halves[:, 128:]  # views with a stride
+    halves = source((16, 256), 1, 2).bfloat16().to(DEVICE)
+    g, gate, up = source((16, 128), 2, 2).bfloat16().to(DEVICE), halves[:, :128], halves[:, 128:]  # views with a stride
     assert not differences("swiglu_backward_both", g, gate, up, *arguments(first, second))
     scale = plain.smooth_scale(up)
     assert not differences("swiglu_backward_both", g, gate, up, *arguments(first, second), scale=scale)
@@ -178,13 +178,13 @@ def test_the_exponential_is_close():
     assert (plain.sigmoid(x) / near - 1).abs().max() < 1e-5 and plain.sigmoid(torch.tensor(math.inf)) == 1
 
 
-@pytest.mark.parametrize("name", ["fp8-rowwise", "fp8-block"])
+@pytest.mark.parametrize("name", ["fp8-block"])
 def test_norm_and_gated_unit_in_one_by_kernels(name):
     """The gemms sum in another order than the emulation's; every operand is its twin bit for bit."""
     spec = recipe(name).linear
     plans = Plans(*(plan(spec.resolved(gemm)) for gemm in ("fwd", "dgrad", "wgrad")))
     g = torch.Generator().manual_seed(3)
-    shapes = ((128, 128), (128,), (256, 128), (128, 128))
+    shapes = ((16, 128), (128,), (256, 128), (128, 128))
     results = []
     for how in (Plans(), plans):
         g.manual_seed(3)

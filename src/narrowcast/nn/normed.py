@@ -6,6 +6,7 @@ where a scale is shared by a whole tensor, they share it. What is kept for the b
 gate and up, and codes of the normed x, of the product and of the weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,13 +116,26 @@ class Passing(nn.Module):
 
 
 class NormedGate(nn.Module):
-    """The gated unit, with the norm before it done here."""
+    """The gated unit, with the norm before it done here.
 
-    def __init__(self, source: nn.Module, norm: Passing, unit: Unit) -> None:
+    The norm's weight multiplies in float32, before the result is rounded to the dtype of ``x``, as in
+    `torch.nn.functional.rms_norm`.
+
+    Attributes:
+        unit: how it computes; settled anew where the weights move to another device.
+        backend: ``auto``, ``emulate`` or ``native``.
+    """
+
+    def __init__(self, source: nn.Module, norm: Passing, unit: Unit, backend: str) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (getattr(source, part) for part in _PARTS)
-        self.unit = unit
+        self.unit, self.backend = unit, backend
         self._norm = (norm,)  # in a tuple: its weight stays a parameter of the block alone
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "NormedGate":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.unit = replace(self.unit, plans=plans_of(self.gate_proj, self.backend))
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the unit's output for the block's stream ``x`` ``[..., width]``, not yet normed."""
@@ -163,11 +177,12 @@ class NormedGates(Change):
         why = against(layers, first.spec) or _gate(unit)
         if why:
             raise InputError(f"block {name!r}: norm and gated unit cannot be one: {why}")
-        eps = float(getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None) or 0.0)
+        eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
+        eps = float(eps or torch.finfo(torch.float32).eps)
         made = Unit(first.spec, eps, plans_of(first, backend), self.smooth)
         passing = Passing(norm, eps)
         setattr(module, self.norm, passing)
-        setattr(module, self.unit, NormedGate(unit, passing, made).train(unit.training))
+        setattr(module, self.unit, NormedGate(unit, passing, made, backend).train(unit.training))
         return module
 
     @property
