@@ -1,4 +1,15 @@
-"""Floor 6: post-training quantization. Core maths (matrices in, matrices out) apart from plumbing."""
+"""Floor 6: post-training quantization. Core maths (matrices in, matrices out) apart from plumbing.
+
+A model in memory, in place (batches: token ids, keyword arguments, or functions that run the model):
+
+    found = nc.ptq.quantize_model(model, "w4a16-gptq", batches)
+
+A folder, one block in memory at a time, into a new folder with a report:
+
+    config = nc.ptq.QuantizeConfig(Path("MODEL"), "w4a16-gptq", nc.ptq.CalibrationConfig(data=Path("TEXT")))
+    plan = nc.ptq.plan_folder(config)
+    report = nc.ptq.quantize_folder(config, Path("MODEL-int4"))
+"""
 
 from narrowcast.ptq.adaround import Learned
 from narrowcast.ptq.balance import awq, smooth

@@ -238,12 +238,12 @@ def _short(name: str) -> str:
 
 
 def _plan(report: Report) -> dict[str, Any]:
-    columns = ["parameter", "kind", "shape", "became", "bytes before", "bytes after", "cast", "runs as", "why"]
-    rows = [
-        [r["name"], r["kind"], " x ".join(map(str, r["shape"])), r["became"], r["before"], r["after"], short(r["cast"]),
-         r["kernel"], r["why"]]
-        for r in report["plan"]["folded"]
-    ]  # fmt: skip
+    columns = ["parameter", "shape", "became", "before", "after", "runs as; why"]
+    rows = []
+    for r in report["plan"]["folded"]:
+        became = short(r["cast"]) if r["became"] == "narrow" else "wide"
+        notes = "; ".join(text for text in (r["kernel"], r["why"], r["group"] and f"shares with {r['group']}") if text)
+        rows.append([r["name"], "x".join(map(str, r["shape"])), became, _size(r["before"]), _size(r["after"]), notes])
     return {"title": "", "columns": columns, "rows": rows}
 
 
