@@ -18,6 +18,7 @@ from narrowcast.studies.study import VERDICTS, Check, Outcome, Setting, Study, d
 KIND, VERSION = "narrowcast-study", 1
 #: number of the sheet -> module of this package
 _MODULES: dict[int, str] = {
+    1: "smooth_swiglu",
     11: "deepseek_fp8",
     16: "minifloat_ptq",
     20: "fp8_int8",
@@ -33,8 +34,8 @@ _MODULES: dict[int, str] = {
     42: "mr_gptq",
     50: "ksort",
     52: "mixed_formats",
-    66: "single_double",
     57: "kbit",
+    66: "single_double",
     67: "afpq",
     73: "multistage",
     76: "compressed",
