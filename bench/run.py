@@ -4,7 +4,10 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-NAMES = ("casts", "train", "codes", "conformance", "quantize_gpu", "gptq_gpu", "optimizer_gpu", "passes_gpu", "ptq")
+NAMES = (
+    "casts", "train", "codes", "conformance", "quantize_gpu", "gptq_gpu", "optimizer_gpu", "passes_gpu", "ptq",
+    "train_gpu", "gemm", "accumulator",
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -36,6 +36,7 @@ FLOORS = {
     "train": 10,
     "evaluate": 11,
     "rewrite": 10,
+    "verify": 10,
     "ptq": 10,
     "qat": 10,
     "allocate": 10,

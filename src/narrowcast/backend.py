@@ -7,7 +7,7 @@ reason, and with ``backend="native"`` it raises instead.
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Unpack
@@ -213,9 +213,32 @@ def narrow(
     from narrowcast.kernels.native import quantize as by
 
     if cast.spelling in ("bfloat16", "float16") and str(x.dtype) == f"torch.{cast.spelling}":
-        codes, shape = x.contiguous().view(torch.uint8), tuple(x.shape)
+        shape = tuple(x.shape)
+        codes = x.reshape(-1).contiguous().view(torch.uint8).view(*shape[:-1], 2 * shape[-1])
         return QTensor(codes, torch.ones(1, device=x.device), None, cast, shape, shape, x.dtype)
     return by(cast, x, stream, history, what)
+
+
+def narrow_both(
+    x: Tensor,
+    first: Cast,
+    second: Cast | None,
+    streams: tuple[Stream | None, Stream | None] = (None, None),
+    history: Tensor | None = None,
+    what: str = "tensor",
+) -> tuple[QTensor, QTensor] | None:
+    """Return codes of a matrix by ``first`` and of its transpose by ``second`` (None: the same codes turned).
+
+    In one pass over ``x``; None where no kernel makes both of these at once.
+    """
+    choice = choose_both("auto", first, second, x)
+    random = first.random or (second is not None and second.random)
+    if choice.backend == "emulate" or (random and any(size % 8 for size in x.shape)):
+        return None  # eight draws are made at once
+    from narrowcast.kernels.passes import quantize_both as both  # by name: compiled code follows no import_module
+
+    one, two = both(x, first, second, stream=streams[0], across_stream=streams[1], history=history, what=what)
+    return one, replace(two, axis=-1)
 
 
 def gemm(a: QTensor, b: QTensor, plan: Plan, out: torch.dtype, alpha: float = 1.0) -> Tensor:

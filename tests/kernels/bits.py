@@ -220,3 +220,8 @@ def test_what_lies_beyond_a_history_saturates(spelling):
     found = quantize(narrow, x.bfloat16(), STREAM, history.clone())
     assert not same(found, narrow.quantize(x.bfloat16(), STREAM, history.clone()))
     assert found.dequantize().abs().amax() < x.abs().amax() / 2
+
+
+@pytest.mark.parametrize("shape", [(24, 1), (5, 3), (2, 7, 6)])
+def test_rows_shorter_than_a_threads_group(shape):
+    assert not difference(cast("e4m3fn/row/fp32"), torch.randn(shape).bfloat16())

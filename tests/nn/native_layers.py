@@ -12,7 +12,7 @@ from narrowcast.nn import Linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: recipe, dtype; all of them on a GPU, a few in the interpreter
-CASES = [("fp8-smooth-swiglu", torch.bfloat16), ("fp8-tensorwise", torch.float32), ("nvfp4", torch.bfloat16)]
+CASES = [("fp8-smooth-swiglu", torch.bfloat16), ("nvfp4", torch.float32)]
 if DEVICE == "cuda":
     CASES = [(n, d) for n, r in nc.recipes().items() if r.linear for d in (torch.bfloat16, torch.float32)]
 EQUAL = 2e-3  # a product rounded to bfloat16 may end one unit elsewhere; an operand that differs moves it by 1e-2
@@ -101,3 +101,13 @@ def test_a_batch_of_nothing_and_non_finite_inputs():
     a, b = native(x), emulated(x)
     assert torch.equal(a.isnan(), b.isnan())
     assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+@pytest.mark.parametrize("recipe", ["fp8-tensorwise"] if DEVICE == "cpu" else [r for r, _ in CASES[::2]])
+def test_compiled_whole_gives_the_same_bits(recipe):
+    """No graph break; and the gradient arrives, which it did not under torch 2.11 (see `nn.context.in_dtype`)."""
+    (_, layer), (_, other) = (pair(recipe, torch.bfloat16) for _ in "ab")
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    x, g = torch.randn(32, 24, device=DEVICE).bfloat16(), torch.randn(32, 40, device=DEVICE).bfloat16()
+    for a, b in zip(run(layer, x, g), run(compiled, x, g), strict=True):
+        assert torch.equal(a, b)

@@ -25,6 +25,7 @@ VERBS = {
     "evaluate": "Perplexity of a run or a model folder.",
     "formats": "List, show and compare number formats.",
     "recipes": "List and show recipes, each with its paper.",
+    "verify": "Prove on this machine that kernels give the emulation's bits.",
     "studies": "The papers, what each claims, and what was measured here.",
     "study": "Run one study, or show its committed result.",
     "report": "Rebuild the HTML page of a finished run.",

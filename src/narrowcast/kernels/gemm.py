@@ -133,7 +133,7 @@ def _fp8_gemm(
         return _plainly(a, b, scale_a, scale_b, kind_a, kind_b, out)
     blocks = tile_a not in ("tensor", "row")
     short = (-rows % STEP if blocks else 0, -cols % STEP, -depth % STEP)
-    left, right = F.pad(a, (0, short[2], 0, short[0])), F.pad(b, (0, short[2], 0, short[1]))
+    left, right = _padded(a, short[0], short[2]), _padded(b, short[1], short[2])
     if tile_a != tile_b and not blocks:
         tile_a = tile_b = "row"
     first, first_kind = _layout(scale_a, tile_a, *left.shape)
@@ -179,14 +179,18 @@ def _layout(scale: Tensor, tile: str, rows: int, depth: int) -> tuple[Tensor, F.
     if tile == "tensor":
         return scale, F.ScalingType.TensorWise
     if tile == "row":
-        scale = scale.expand(rows, 1) if scale.numel() == 1 else F.pad(scale, (0, 0, 0, rows - scale.shape[0]))
+        scale = scale.expand(rows, 1) if scale.numel() == 1 else _padded(scale, rows - scale.shape[0], 0)
         return scale.contiguous(), F.ScalingType.RowWise
     if tile == "1x128":  # [rows, K / 128], rows side by side
-        scale = F.pad(scale, (0, 0, 0, rows - scale.shape[0]))
+        scale = _padded(scale, rows - scale.shape[0], 0)
         return scale.t().contiguous().t(), F.ScalingType.BlockWise1x128
     # [K / 128 in fours, rows / 128], K side by side
-    short = -scale.shape[1] % 4
-    return F.pad(scale, (0, short)).t(), F.ScalingType.BlockWise128x128
+    return _padded(scale, 0, -scale.shape[1] % 4).contiguous().t(), F.ScalingType.BlockWise128x128
+
+
+def _padded(x: Tensor, rows: int, cols: int) -> Tensor:
+    """Return a matrix with zeros below and beside it; itself where there are none to add (`F.pad` would copy)."""
+    return F.pad(x, (0, cols, 0, rows)) if rows or cols else x
 
 
 def _plainly(

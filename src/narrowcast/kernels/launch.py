@@ -199,7 +199,7 @@ def layout(cast: Cast, matrix: Matrix, x: Tensor, chosen: Knobs) -> tuple[Layout
         rows=rows,
         runs=runs,
         per_group=per_group,
-        cols=min(cols, size),
+        cols=min(cols, size) if tile.cols else size,  # a row may end before its group does
         flat=flat,
         mask=not whole or across % tiles != 0 or rows * runs != inside,
         ragged=matrix.padded_cols % size != 0 or matrix.padded_cols * cast.format.bits % WORD != 0,

@@ -3,13 +3,16 @@
 An operator takes a cast by its spelling, so that a compiled graph holds nothing but tensors, numbers and text.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 
 import torch
 import torch.nn.functional as F
+import triton
 from torch import Tensor
 
-from narrowcast.errors import InputError
+from narrowcast.errors import CheckFailed, InputError
 from narrowcast.formats import Stream
 from narrowcast.formats.packing import packed_size
 from narrowcast.kernels import amax as amax_op
@@ -77,6 +80,17 @@ def _maxima(
     return tiles, whole if cast.scale.tensor_bits else None
 
 
+@contextmanager
+def named(kernel: str, cast: str, x: Tensor) -> Iterator[None]:
+    """Name the kernel and the shape where Triton cannot compile it; it is never replaced in silence."""
+    try:
+        yield
+    except triton.TritonError as error:
+        line = str(error).strip().splitlines()[-1].strip()
+        what = f"kernel {kernel}, cast {cast}, {str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+        raise CheckFailed(f"{what}: Triton {triton.__version__} does not compile it here: {line}") from error
+
+
 @torch.library.custom_op("narrowcast::quantize", mutates_args=())
 def _quantize(
     x: Tensor,
@@ -90,7 +104,7 @@ def _quantize(
     step_tensor: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     bits = Counter.of(seed, tensor, step if step_tensor is None else step_tensor)
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x), named("quantize", cast, x):
         return quantize_op.codes_and_scales(x.contiguous(), cast_of(cast), tuple(padded), maxima, whole, bits)
 
 
@@ -116,7 +130,7 @@ def _amax(
     step_tensor: Tensor | None,
 ) -> Tensor:
     narrow = cast_of(cast)
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x), named("amax", cast, x):
         bits = Counter.of(seed, tensor, step if step_tensor is None else step_tensor)
         flips = quantize_op.flips(narrow.transform, bits, x)
         return amax_op.amax(x.contiguous(), narrow, tuple(padded), flips, by_row)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from narrowcast import backend
@@ -12,6 +13,15 @@ from narrowcast.ops import Gemm, contraction_source
 from narrowcast.quantize import Cast, QTensor
 
 _SIGNS = 8  # stream numbers of the shared transforms follow the six operands
+
+
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x`` in ``dtype`` without the call that changes nothing.
+
+    Such a call gives a second name to one tensor. torch 2.11's compiler returns both from an autograd function, and the
+    gradient of the result goes to the name that nobody reads: zero gradients, no error.
+    """
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Context:
 
         The result is `Codes` where the gemm's accumulator works on them.
         """
-        source, stream, history, what = self._ready(gemm, label, operand, x, shared)
+        source, stream, history, what = self.ready(gemm, label, operand, x, shared)
         narrow = operand.split if gemm.accumulator.on_codes else operand.apply
         return source, narrow(source, stream, history, what)
 
@@ -45,8 +55,35 @@ class Context:
         position, operand = OPERANDS.index(label) // 2, spec.operand(label)
         assert isinstance(operand, Cast)
         gemm = (spec.fwd, spec.dgrad, spec.wgrad)[position]
-        made = backend.narrow(operand, *self._ready(gemm, label, operand, wide, position))
+        made = backend.narrow(operand, *self.ready(gemm, label, operand, wide, position))
         return replace(made, shape=tuple(wide.shape))  # what was padded before the cast is cut with the rest
+
+    def narrow_both(self, spec: LinearSpec, first: str, second: str, wide: Tensor) -> tuple[QTensor, QTensor]:
+        """Return operand ``first``, cast from ``wide``, and operand ``second``, of its transpose: cast, or reused.
+
+        In one pass where a kernel makes both at once: where nothing is padded, rotated or remembered twice.
+        """
+        cast, other = spec.operand(first), spec.operand(second)
+        assert isinstance(cast, Cast)
+        position, across = OPERANDS.index(first) // 2, OPERANDS.index(second) // 2
+        gemms = (spec.fwd, spec.dgrad, spec.wgrad)
+        plain = gemms[position].transform is None and gemms[across].transform is None
+        if plain and not isinstance(other, Cast):
+            source, stream, history, what = self.ready(gemms[position], first, cast, wide, position)
+            made = backend.narrow_both(source, cast, None, (stream, None), history, what)
+        elif plain and isinstance(other, Cast) and cast.scale.delayed is None and other.scale.delayed is None:
+            source, stream, _, what = self.ready(gemms[position], first, cast, wide, position)
+            turned, other_stream, _, _ = self.ready(gemms[across], second, other, wide.mT, across)
+            whole = source.shape == turned.shape[::-1] == wide.shape
+            made = backend.narrow_both(wide, cast, other, (stream, other_stream), None, what) if whole else None
+        else:
+            made = None
+        if made is None:
+            one = self.narrow(spec, first, wide)
+            return one, self.narrow(spec, second, wide.mT) if isinstance(other, Cast) else backend.transposed(one)
+        one, two = made
+        shape = tuple(wide.shape)
+        return replace(one, shape=shape), replace(two, shape=shape[::-1])
 
     def operand(
         self, spec: LinearSpec, label: str, wide: Tensor, first: Tensor | None
@@ -61,7 +98,7 @@ class Context:
         again = gemm.casts[OPERANDS.index(label) % 2]
         return self.cast(gemm, label, again, first, position)
 
-    def _ready(
+    def ready(
         self, gemm: Gemm, label: str, operand: Cast, x: Tensor, shared: int
     ) -> tuple[Tensor, Stream | None, Tensor | None, str]:
         """Return source, random bits, history and name for the cast of operand ``label``."""

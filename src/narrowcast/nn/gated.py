@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from narrowcast import backend
 from narrowcast.errors import InputError
 from narrowcast.nn.change import Change
+from narrowcast.nn.context import in_dtype
 from narrowcast.quantize import Cast, QTensor
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -45,7 +46,7 @@ class _SavedProduct(torch.autograd.Function):
         ctx.forms = [(q.cast, q.shape, q.padded, q.dtype) for q in codes]
         ctx.whole = gate.shape
         a, u = (q.dequantize().float().view(gate.shape) for q in codes)
-        return (F.silu(a) * (u if smooth is None else u / smooth)).to(gate.dtype)
+        return in_dtype(F.silu(a) * (u if smooth is None else u / smooth), gate.dtype)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -4,8 +4,8 @@ A gemm runs natively where its two casts have kernels and the library multiplies
 others are emulated in the same layer. The operands are made as in `nn.linear`: same sources, same random bits, same
 histories, so codes and scales are the emulation's.
 
-What is kept: of x, the codes that wgrad will multiply, already transposed, so that the wide activation need not live;
-of w, the parameter itself, or where codes are reused, those.
+What is kept: of x and w, the codes that the backward pass will multiply, made in the same pass as the forward ones, so
+that the wide activation need not live. Only a cast with a history of its own waits for its wide source.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ from narrowcast import backend
 from narrowcast.accumulate import tensor_of
 from narrowcast.backend import Choice, choose
 from narrowcast.kernels.plan import Plan
-from narrowcast.nn.context import Context
+from narrowcast.nn.context import Context, in_dtype
 from narrowcast.nn.spec import LinearSpec
 from narrowcast.ops import Reuse, matmul
 from narrowcast.quantize import Cast, QTensor
@@ -76,10 +76,10 @@ def _against(spec: LinearSpec, gemm: str, made: dict[str, Choice]) -> str | None
     return None
 
 
-def early(spec: LinearSpec) -> bool:
-    """Whether wgrad's cast of x may be made in the forward pass: it does not wait for a history to advance."""
-    operand = spec.operand("wgrad.x")
-    return isinstance(operand, Cast) and operand.scale.delayed is None
+def _now(spec: LinearSpec, label: str) -> bool:
+    """Whether operand ``label`` may be made with its tensor's first cast: it has no history of its own to wait for."""
+    operand = spec.operand(label)
+    return isinstance(operand, Reuse) or operand.scale.delayed is None
 
 
 class NativeLinear(torch.autograd.Function):
@@ -89,10 +89,8 @@ class NativeLinear(torch.autograd.Function):
     def forward(  # noqa: D102 - autograd's own
         ctx: Any, x: Tensor, w: Tensor, context: Context, spec: LinearSpec, how: Plans, out: torch.dtype, train: bool
     ) -> Tensor:
-        y, xq, wq = _forward(context, spec, how, x, w, out)
+        y, kept_x, kept_w = (_forward if how.fwd else _emulated)(context, spec, how, x, w, out, train)
         if train:
-            kept_x = _keep_x(context, spec, how, x, xq)
-            kept_w = wq if isinstance(spec.operand("dgrad.w"), Reuse) else w
             step = context.step.clone() if context.step is not None else None
             tensors_x, tensors_w = _tensors(kept_x), _tensors(kept_w)
             ctx.save_for_backward(*tensors_x, *tensors_w, *([step] if step is not None else []))
@@ -108,16 +106,10 @@ class NativeLinear(torch.autograd.Function):
         step = saved.pop() if live.step is not None else None
         context = replace(live, step=step)
         x, w = _form_again(saved[: ctx.split], ctx.forms[0]), _form_again(saved[ctx.split :], ctx.forms[1])
-        dx = dw = None
-        needs_x, needs_w = ctx.needs_input_grad[:2]
-        gq: Kept | None = None
-        if needs_x or isinstance(spec.operand("wgrad.g"), Reuse):
-            gq = _first_g(context, spec, ctx.how, g)
-        if needs_x:
-            assert gq is not None
-            dx = _dgrad(context, spec, ctx.how, gq, w, ctx.types[0])
-        if needs_w:
-            dw = _wgrad(context, spec, ctx.how, g, gq, x, ctx.types[1])
+        needs_x, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        along, across = _gradients(context, spec, ctx.how, g, needs_x, needs_w)
+        dx = _dgrad(context, spec, ctx.how, along, w, ctx.types[0]) if needs_x else None
+        dw = _wgrad(context, spec, ctx.how, g, along, across, x, ctx.types[1]) if needs_w else None
         if live.step is not None:
             live.step.add_(1)
         if live.history is not None:
@@ -126,14 +118,34 @@ class NativeLinear(torch.autograd.Function):
 
 
 def _forward(
-    context: Context, spec: LinearSpec, how: Plans, x: Tensor, w: Tensor, dtype: torch.dtype
+    context: Context, spec: LinearSpec, how: Plans, x: Tensor, w: Tensor, dtype: torch.dtype, train: bool
 ) -> tuple[Tensor, Kept, Kept]:
-    """Return the layer's product, and its operands."""
-    if how.fwd:
-        xq, wq = context.narrow(spec, "fwd.x", x), context.narrow(spec, "fwd.w", w)
-        return _product(xq, wq, spec, "fwd", how.fwd, context.alpha, dtype), xq, wq
+    """Return the layer's product, and what the backward pass needs of x and w."""
+    assert how.fwd is not None
+    operands, kept = [], []
+    for wide, first, second, later in ((x, "fwd.x", "wgrad.x", how.wgrad), (w, "fwd.w", "dgrad.w", how.dgrad)):
+        keep: Kept
+        if train and later and _now(spec, second):
+            q, keep = context.narrow_both(spec, first, second, wide)
+        else:
+            q = context.narrow(spec, first, wide)
+            keep = q if isinstance(spec.operand(second), Reuse) else wide
+        operands.append(q)
+        kept.append(keep)
+    y = _product(operands[0], operands[1], spec, "fwd", how.fwd, context.alpha, dtype)
+    return y, kept[0], kept[1]
+
+
+def _emulated(
+    context: Context, spec: LinearSpec, how: Plans, x: Tensor, w: Tensor, dtype: torch.dtype, train: bool
+) -> tuple[Tensor, Kept, Kept]:
+    """Return what `_forward` does, the product emulated."""
     first, second = (context.operand(spec, f"fwd.{side}", t, None)[1] for side, t in (("x", x), ("w", w)))
-    return matmul(first, second, spec.fwd, context.alpha).to(dtype), tensor_of(first), tensor_of(second)
+    y = in_dtype(matmul(first, second, spec.fwd, context.alpha), dtype)
+    kept_x: Kept = tensor_of(first)[:, : x.shape[1]] if isinstance(spec.operand("wgrad.x"), Reuse) else x
+    if train and how.wgrad and _now(spec, "wgrad.x"):
+        kept_x = context.narrow(spec, "wgrad.x", x.mT)
+    return y, kept_x, tensor_of(second)[:, : w.shape[1]] if isinstance(spec.operand("dgrad.w"), Reuse) else w
 
 
 def _product(
@@ -142,55 +154,57 @@ def _product(
     """Return the product of gemm ``name`` in ``dtype``, rounded to the gemm's output format on the way."""
     out = getattr(spec, name).out
     if out is None:
-        return backend.gemm(a, b, plan, dtype if dtype in SIXTEEN else torch.float32, alpha).to(dtype)
+        return in_dtype(backend.gemm(a, b, plan, dtype if dtype in SIXTEEN else torch.float32, alpha), dtype)
     kernel = SIXTEEN_BY_NAME.get(out.name)
     if kernel is not None:
-        return backend.gemm(a, b, plan, kernel, alpha).to(dtype)
+        return in_dtype(backend.gemm(a, b, plan, kernel, alpha), dtype)
     rounded: Tensor = out.round(backend.gemm(a, b, plan, torch.float32, alpha))
-    return rounded.to(dtype)
+    return in_dtype(rounded, dtype)
 
 
-def _keep_x(context: Context, spec: LinearSpec, how: Plans, x: Tensor, first: Kept) -> Kept:
-    """Return what wgrad needs of x: codes along the tokens where they can be made now, or its source."""
-    if isinstance(spec.operand("wgrad.x"), Reuse):
-        if how.wgrad and isinstance(first, QTensor):
-            return backend.transposed(first)
-        return first if isinstance(first, QTensor) else first[:, : x.shape[1]]
-    if how.wgrad and early(spec):
-        return context.narrow(spec, "wgrad.x", x.mT)
-    return x
-
-
-def _first_g(context: Context, spec: LinearSpec, how: Plans, g: Tensor) -> Kept:
+def _gradients(
+    context: Context, spec: LinearSpec, how: Plans, g: Tensor, needs_x: bool, needs_w: bool
+) -> tuple[Kept | None, QTensor | None]:
+    """Return the output gradient as dgrad takes it, and as wgrad does, where they are made together."""
+    reused = isinstance(spec.operand("wgrad.g"), Reuse)
+    if how.dgrad and how.wgrad and needs_w and (needs_x or reused) and _now(spec, "wgrad.g"):
+        return context.narrow_both(spec, "dgrad.g", "wgrad.g", g)
+    if not needs_x and not (needs_w and reused):
+        return None, None
     if how.dgrad:
-        return context.narrow(spec, "dgrad.g", g)
-    return tensor_of(context.operand(spec, "dgrad.g", g, None)[1])
+        return context.narrow(spec, "dgrad.g", g), None
+    return tensor_of(context.operand(spec, "dgrad.g", g, None)[1]), None
 
 
-def _dgrad(context: Context, spec: LinearSpec, how: Plans, g: Kept, w: Kept, dtype: torch.dtype) -> Tensor:
+def _dgrad(context: Context, spec: LinearSpec, how: Plans, g: Kept | None, w: Kept, dtype: torch.dtype) -> Tensor:
+    assert g is not None
     if not how.dgrad:
         first = _decoded(w).mT
         decoded = context.operand(spec, "dgrad.w", first, first)[1]
         return matmul(_decoded(g), decoded, spec.dgrad, context.alpha).to(dtype)
     assert isinstance(g, QTensor)
-    wq = backend.transposed(w) if isinstance(w, QTensor) else context.narrow(spec, "dgrad.w", w.mT)
+    wq = w if isinstance(w, QTensor) else context.narrow(spec, "dgrad.w", w.mT)
     return _product(g, wq, spec, "dgrad", how.dgrad, context.alpha, dtype)
 
 
 def _wgrad(
-    context: Context, spec: LinearSpec, how: Plans, g: Tensor, first: Kept | None, x: Kept, dtype: torch.dtype
+    context: Context,
+    spec: LinearSpec,
+    how: Plans,
+    g: Tensor,
+    along: Kept | None,
+    across: QTensor | None,
+    x: Kept,
+    dtype: torch.dtype,
 ) -> Tensor:
-    reuses = isinstance(spec.operand("wgrad.g"), Reuse)
     if not how.wgrad:
-        again = _decoded(first)[:, : g.shape[1]].mT if reuses and first is not None else None
+        again = None
+        if along is not None and isinstance(spec.operand("wgrad.g"), Reuse):
+            again = _decoded(along)[:, : g.shape[1]].mT
         a = context.operand(spec, "wgrad.g", g.mT, again)[1]
         wide = _decoded(x).mT
         return matmul(a, context.operand(spec, "wgrad.x", wide, wide)[1], spec.wgrad, context.alpha).to(dtype)
-    if reuses:
-        assert isinstance(first, QTensor)
-        gq = backend.transposed(first)
-    else:
-        gq = context.narrow(spec, "wgrad.g", g.mT)
+    gq = across if across is not None else context.narrow(spec, "wgrad.g", g.mT)
     xq = x if isinstance(x, QTensor) else context.narrow(spec, "wgrad.x", x.mT)
     return _product(gq, xq, spec, "wgrad", how.wgrad, context.alpha, dtype)
 

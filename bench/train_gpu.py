@@ -1,0 +1,202 @@
+"""A training step on a GPU beside its peers: four Llama-8B layers, forward and backward, compiled, in one run.
+
+    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--quick] [--out DIR]
+
+Layers of 4096 wide, 14336 in the gated unit, 32 heads and 8 of keys, 4 x 4096 tokens, bfloat16, weights included.
+Attention is cuDNN's in every variant (the faster of cuDNN's and FlashAttention-2, measured in the same run). Variants
+are interleaved; a figure is the median over rounds, of milliseconds and of the ratio to bf16 in the same round. Memory
+is the peak of one step less what the other variants hold: weights, gradients, what is saved, workspace. Then one
+profile of each says where its time goes. Writes bench/results/train-cuda.json.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bench.gpu import peak, ratio, rounds, shares, slowest
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import narrowcast as nc
+from narrowcast.io import versions
+
+RESULTS = Path(__file__).parent / "results"
+WIDTH, GATED, HEADS, KEYS, LAYERS, BATCH, CONTEXT = 4096, 14336, 32, 8, 4, 4, 4096
+RECIPES = "fp8-tensorwise,fp8-delayed,fp8-rowwise,fp8-block,fp8-hybrid,fp8-static,fp8-smooth-swiglu,fp8-coat"
+PEERS = "tensorwise,rowwise,rowwise_with_gw_hp"
+
+
+class Block(nn.Module):
+    """One Llama layer, plainly."""
+
+    def __init__(self, width: int, gated: int, heads: int, keys: int, context: int) -> None:
+        super().__init__()
+        self.heads, self.keys, self.size = heads, keys, width // heads
+        small = keys * self.size
+        self.input_norm, self.post_norm = nn.RMSNorm(width, eps=1e-5), nn.RMSNorm(width, eps=1e-5)
+        self.q_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in "qo")
+        self.k_proj, self.v_proj = (nn.Linear(width, small, bias=False) for _ in "kv")
+        self.mlp = Gated(width, gated)
+        angle = torch.arange(context)[:, None] / 5e5 ** (torch.arange(0, self.size, 2) / self.size)
+        self.register_buffer("cos", angle.cos())
+        self.register_buffer("sin", angle.sin())
+
+    def rotate(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], -1).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.input_norm(x)
+        shape = (*x.shape[:2], -1, self.size)
+        q, k, v = (p(normed).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        y = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v, is_causal=True, enable_gqa=True)
+        x = x + self.o_proj(y.transpose(1, 2).reshape(x.shape))
+        return x + self.mlp(self.post_norm(x))
+
+
+class Gated(nn.Module):
+    """Llama's gated unit."""
+
+    def __init__(self, width: int, gated: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(width, gated, bias=False) for _ in "gu")
+        self.down_proj, self.act_fn = nn.Linear(gated, width, bias=False), nn.SiLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+def made(sizes: tuple[int, ...], device: str) -> nn.Module:
+    """Return the layers in bfloat16, the same weights each time."""
+    width, gated, heads, keys, layers, _, context = sizes
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = nn.Sequential(*(Block(width, gated, heads, keys, context) for _ in range(layers)))
+    return model.to(torch.bfloat16)
+
+
+def peer(model: nn.Module, name: str) -> None:
+    """Convert by torchao."""
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name(name))
+
+
+def step_of(model: nn.Module, sizes: tuple[int, ...], device: str, compiled: bool) -> Callable[[], Tensor]:
+    """Return one forward and backward pass."""
+    x = torch.randn(sizes[5], sizes[6], sizes[0], device=device, dtype=torch.bfloat16, requires_grad=True)
+    g = torch.randn_like(x) / x.numel() ** 0.5
+    run = torch.compile(model, fullgraph=True) if compiled else model
+
+    def step() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        x.grad = None
+        y = run(x)
+        y.backward(g)
+        return y.detach()
+
+    return step
+
+
+def attention(sizes: tuple[int, ...], device: str) -> dict[str, float]:
+    """Return milliseconds of attention, forward and backward, by each of torch's kernels."""
+    width, _, heads, keys, _, batch, context = sizes
+    q, k, v = (
+        torch.randn(batch, h, context, width // heads, device=device, dtype=torch.bfloat16, requires_grad=True)
+        for h in (heads, keys, keys)
+    )
+    found = {}
+    for kind in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
+
+        def run(kind: SDPBackend = kind) -> None:
+            with sdpa_kernel(kind):
+                F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).sum().backward()
+
+        found[kind.name] = statistics.median(rounds({"one": run}, 8)["one"])
+    return found
+
+
+def build(names: list[str], peers: list[str], sizes: tuple[int, ...], device: str, compiled: bool) -> dict[str, Any]:
+    """Return {name: (step, row)}; the row has memory, kernels, the distance of the output from bf16's."""
+    found: dict[str, Any] = {}
+    reference: Tensor | None = None
+    for name in ["bf16", *names, *(f"torchao {p}" for p in peers)]:
+        gc.collect()
+        before = torch.cuda.memory_allocated()
+        model = made(sizes, device)
+        row: dict[str, Any] = {}
+        if name.startswith("torchao "):
+            peer(model, name.removeprefix("torchao "))
+        elif name != "bf16":
+            report = nc.convert(model, name, backend="native")
+            row["kernels"] = report.narrow[0].gemms
+        step = step_of(model, sizes, device, compiled)
+        start = time.perf_counter()
+        y = step()
+        torch.cuda.synchronize()
+        row["first_step_s"] = time.perf_counter() - start
+        step()
+        model.zero_grad(set_to_none=True)
+        row["peak_gib"] = (peak(step) - before) / 2**30
+        reference = y.float() if reference is None else reference
+        row["output_error"] = float((y.float() - reference).norm() / reference.norm())
+        model.zero_grad(set_to_none=True)
+        found[name] = (step, row)
+        print(
+            f"{name}: {row['peak_gib']:.2f} GiB, error {row['output_error']:.4f}, {row['first_step_s']:.0f} s",
+            flush=True,
+        )
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print, write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", default=RECIPES)
+    parser.add_argument("--peers", default=PEERS)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--kernels", default="", help="variants whose slowest kernels are printed")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    for off in ("flash", "mem_efficient", "math"):
+        getattr(torch.backends.cuda, f"enable_{off}_sdp")(False)
+    sizes = (WIDTH, GATED, HEADS, KEYS, options.layers, BATCH, CONTEXT)
+    names = [n for n in options.recipes.split(",") if n]
+    peers = [n for n in options.peers.split(",") if n]
+    variants = build(names, peers, sizes, "cuda", not options.eager)
+    times = rounds({name: step for name, (step, _) in variants.items()}, options.rounds)
+    rows = {}
+    for name, (step, row) in variants.items():
+        row |= {"ms": statistics.median(times[name]), "over_bf16": ratio(times["bf16"], times[name])}
+        row["memory_over_bf16"] = variants["bf16"][1]["peak_gib"] / row["peak_gib"]
+        row["shares_ms"] = shares(step)
+        rows[name] = row
+        parts = ", ".join(f"{k} {v:.1f}" for k, v in sorted(row["shares_ms"].items(), key=lambda kv: -kv[1]))
+        print(
+            f"{name:28s} {row['ms']:7.2f} ms  {row['over_bf16']:.3f}x  {row['peak_gib']:.2f} GiB "
+            f"{row['memory_over_bf16']:.2f}x  {parts}",
+            flush=True,
+        )
+        if name in options.kernels.split(","):
+            for kernel, ms, count in slowest(step):
+                print(f"      {ms:8.2f} ms {count:5d}  {kernel}")
+    result = {
+        "machine": versions(),
+        "sizes": dict(zip(("width", "gated", "heads", "keys", "layers", "batch", "context"), sizes, strict=True)),
+        "compiled": not options.eager,
+        "rounds": options.rounds,
+        "attention_ms": attention(sizes, "cuda"),
+        "variants": rows,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "train-cuda.json").write_text(json.dumps(result, indent=1) + "\n")
+    print("attention", result["attention_ms"])

@@ -1,0 +1,83 @@
+"""``narrowcast verify``: native against emulate, on the user's own machine."""
+
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Table
+
+from narrowcast.backend import capability
+from narrowcast.cli.common import DeviceOption, JsonFlag, SeedOption, console, emit, progress
+from narrowcast.errors import CheckFailed, InputError
+from narrowcast.io import versions
+from narrowcast.recipes import recipe, recipes
+from narrowcast.verify import SHAPES, SMALL, Finding
+from narrowcast.verify import verify as run
+
+
+def verify(
+    names: Annotated[str, typer.Option("--recipes", help="Comma-separated names [all].")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="One small shape.")] = False,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Prove that kernels give the emulation's bits: codes, scales and products of every recipe, on this machine.
+
+    Shapes that no tile divides, rows of zeros, outliers, subnormals, NaN and infinities. Codes and scales must be equal
+    bit for bit; products lie within what the tensor core's accumulator may lose. Exit status 1 where not. Without a
+    GPU, TRITON_INTERPRET=1 in the environment interprets the kernels on the CPU, slowly: add --quick.
+
+    Example: narrowcast verify --recipes fp8-tensorwise,fp8-block
+    """
+    where = _device(device)
+    wanted = [n.strip() for n in names.split(",") if n.strip()] or list(recipes())
+    for name in wanted:
+        recipe(name)
+    with progress() as bar:
+        task = bar.add_task("verify", total=len(wanted), note="")
+        found = run(
+            wanted, where, shapes=SMALL if quick else SHAPES, seed=seed,
+            note=lambda what: bar.update(task, advance=1, note=what),
+        )  # fmt: skip
+    payload = {"machine": versions(), "device": str(where), "recipes": [f.to_json() for f in found]}
+    emit(payload, as_json, lambda: _show(found, where))
+    failed = [f for f in found if not f.ok]
+    if failed:
+        raise CheckFailed(f"recipe {failed[0].recipe}: {failed[0].first}")
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+    where = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no CUDA device here")
+    reason = capability(where, "float16")
+    if reason is not None:
+        raise InputError(f"nothing to verify: {reason}; TRITON_INTERPRET=1 interprets the kernels on a CPU, slowly")
+    return where
+
+
+def _show(found: list[Finding], where: torch.device) -> None:
+    table = Table(box=None, pad_edge=False)
+    for head in ("recipe", "operands equal", "products within bound", "worst / bound", "bit-equal to model", ""):
+        table.add_column(head, justify="left" if head in ("recipe", "") else "right")
+    for f in found:
+        table.add_row(*_row(f))
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else "Triton's interpreter"
+    console.print(f"native against emulate on {name}\n")
+    console.print(table)
+    for f in found:
+        for gemm, kernel in f.kernels.items():
+            if kernel.startswith("emulated"):
+                console.print(f"{f.recipe}, {gemm}: {kernel}", style="dim")
+
+
+def _row(f: Finding) -> tuple[Any, ...]:
+    if not f.codes:
+        return (f.recipe, "none", "none", "", "", "emulated")
+    share = f"{100 * f.equal / f.modelled:.2f} %" if f.modelled else ""
+    within = f"{f.products} of {f.products}" if not f.beyond else f"{f.beyond} elements beyond"
+    equal = f"{f.codes - f.differing} of {f.codes}"
+    return (f.recipe, equal, within, f"{f.worst:.3f}", share, "ok" if f.ok else f"FAILED: {f.first}")
