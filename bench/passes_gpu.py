@@ -15,7 +15,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -97,15 +97,11 @@ def call(module: Any, operation: str, xs: Tensors, casts: tuple[Any, Any], how: 
 # --- bits ---
 
 
-def parts(found: Any) -> Iterator[torch.Tensor]:
-    """Yield every tensor of a result."""
+def parts(found: Any) -> list[torch.Tensor]:
+    """Return every tensor of a result."""
     if isinstance(found, QTensor):
-        yield from (found.codes, found.scales)
-    elif isinstance(found, torch.Tensor):
-        yield found
-    else:
-        for part in found:
-            yield from parts(part)
+        return [found.codes, found.scales]
+    return [found] if isinstance(found, torch.Tensor) else [t for part in found for t in parts(part)]
 
 
 def difference(operation: str, first: str, second: str, xs: Tensors) -> str | None:
@@ -118,7 +114,7 @@ def difference(operation: str, first: str, second: str, xs: Tensors) -> str | No
             histories.append(Delayed(16).new("cuda"))
             histories[-1][3] = 1.0
             how["history"] = histories[-1]
-        results.append(list(parts(call(module, operation, xs, casts, how))))
+        results.append(parts(call(module, operation, xs, casts, how)))
     where = f"{operation} {first} {second} from {xs[0].dtype} {tuple(xs[0].shape)}"
     if histories and not torch.equal(*histories):
         return f"{where}: history"
@@ -163,6 +159,29 @@ def check(some: list[tuple[str, str, str, str]]) -> list[str]:
                     what = f"{operation} {one} {other} {dtype} {shape}"
                     found.append(f"{what}: {type(error).__name__}: {str(error)[-300:]}")
     return [text for text in found if text]
+
+
+def compiled() -> list[str]:
+    """Return what differs where the operators stand in a graph compiled whole."""
+    xs, differ = tuple(source((256, 1024), seed).bfloat16() for seed in range(3)), []
+    for operation, first, second in (("rms_norm", RUN, RUN), ("swiglu", LATE, ""), ("quantize", SQUARE, SQUARE)):
+        casts, module = arguments(first, second), kernels()
+
+        def run(
+            history: torch.Tensor, module: Any, operation: str = operation, casts: Any = casts
+        ) -> list[torch.Tensor]:
+            return parts(call(module, operation, xs, casts, {"history": history}))
+
+        histories = [torch.full((17,), 3.0, device="cuda") for _ in "ab"]
+        try:
+            found = torch.compile(run, fullgraph=True)(histories[0], module)
+        except Exception as error:
+            differ.append(f"{operation}: {type(error).__name__}: {str(error)[:300]}")
+            continue
+        expected = run(histories[1], plain)
+        if not all(torch.equal(a, b) for a, b in zip([*found, histories[0]], [*expected, histories[1]], strict=True)):
+            differ.append(f"{operation} {first}: compiled whole, other bits")
+    return differ
 
 
 def exhaustive(chunk: int = 1 << 27) -> dict[str, int]:
@@ -281,7 +300,9 @@ class Compiled:
     """The plain definition, each function compiled whole."""
 
     def __getattr__(self, name: str) -> Any:
-        return torch.compile(getattr(plain, name), fullgraph=True)
+        made = torch.compile(getattr(plain, name), fullgraph=True)
+        setattr(self, name, made)
+        return made
 
 
 def show(shape: tuple[int, int], rows: dict[str, Any]) -> None:
@@ -317,7 +338,8 @@ def main(options_given: list[str]) -> None:
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         differ = [t for found in pool.map(check, [every[i::workers] for i in range(workers)]) for t in found]
         list(pool.map(warmed, [list(SPEED)[i::workers] for i in range(workers)]))
-    result["check"] = {"cases": len(every), "types": list(TYPES), "differ": differ}
+    result["check"] = {"cases": len(every), "types": list(TYPES), "differ": differ, "compiled": compiled()}
+    print("compiled whole:", result["check"]["compiled"] or "the same")
     print(f"{len(every)} cases, {len(differ)} differences, {time.perf_counter() - start:.0f} s", *differ[:20], sep="\n")
     if not options.quick:
         result["exhaustive"] = exhaustive()
