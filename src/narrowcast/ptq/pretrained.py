@@ -44,7 +44,12 @@ def load(path: str | Path, dtype: torch.dtype | None = None, kv: bool = True) ->
     read: dict[str, ReadWeight] = {}
     chosen = dtype or checkpoint.dtype
     for name, weight in checkpoint.weights():
-        state[f"{name}.weight"] = weight.values().to(chosen)
+        values = weight.values()
+        if not values.isfinite().all():
+            raise InputError(
+                f"model {checkpoint.folder}: weight {name} decodes to NaN or infinite values; it is damaged"
+            )
+        state[f"{name}.weight"] = values.to(chosen)
         read[name] = replace(weight, dense=None)
     for name in checkpoint.wide:
         state[name] = checkpoint.stored[name].read()
@@ -63,7 +68,8 @@ def load(path: str | Path, dtype: torch.dtype | None = None, kv: bool = True) ->
 
 
 def _cache_casts(checkpoint: Checkpoint, model: nn.Module, dtype: torch.dtype) -> dict[str, tuple[Cast, Cast]]:
-    """Return the casts of cached keys and values by attention module: FP8 under the checkpoint's scales."""
+    """Return the casts of cached keys and values by attention module: FP8 under its scales, 1 where one is missing."""
+    unit = Cast(format("e4m3fn"), TENSOR, Divided(CARRIER[dtype], 1.0))
     found: dict[str, dict[str, Cast]] = {}
     for name in checkpoint.beside:
         holder, _, last = name.rpartition(".")
@@ -75,7 +81,7 @@ def _cache_casts(checkpoint: Checkpoint, model: nn.Module, dtype: torch.dtype) -
         for part in "kv" if last == "kv_scale" else last[0]:
             found.setdefault(module, {})[part] = made
     names = {checkpoint_name(model, n): n for n, m in model.named_modules() if hasattr(m, "k_proj")} if found else {}
-    return {names.get(m, m): (one["k"], one["v"]) for m, one in found.items() if "k" in one and "v" in one}
+    return {names.get(m, m): (one.get("k", unit), one.get("v", unit)) for m, one in found.items()}
 
 
 def _linear(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -126,6 +132,8 @@ def _filled(checkpoint: Checkpoint, state: dict[str, Tensor], dtype: torch.dtype
         kind = settings.pop("model_type", None)
         names = settings.get("architectures") or []
         made: Any = getattr(transformers, names[0], None) if names else transformers.AutoModelForCausalLM
+        if made is None:
+            raise InputError(f"model {checkpoint.folder}: transformers has no class {names[0]!r}; its code is not run")
         try:
             config = transformers.AutoConfig.for_model(kind, **settings)
             model, info = made.from_pretrained(
