@@ -1,10 +1,12 @@
 """What post-training quantization loses on real models: the figures of the README and of the claims made about it.
 
-    python bench/run.py ptq [--quick]        needs NARROWCAST_DATA; writes bench/results/ptq.json
+    python bench/run.py ptq [--quick] [--parts language,vision,sentences]
+                                             needs NARROWCAST_DATA; writes bench/results/ptq.json
 
 Language model: stories260K, judged on 80 stories with a paired interval, calibrated on 64 texts that the model wrote
 itself, five draws of them. Beside ours, llm-compressor's GPTQ core in the same pipeline, where it is there
 (`bench/peers.py`). Vision: the public ResNet20 on 500 exact CIFAR-10 test images, calibrated on 256 training images.
+Sentences: all-MiniLM-L6-v2 (`bench/ptq_sentences.py`). Parts that are left out stay as the result file has them.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from typing import Any
 
 import torch
 from bench.peers import PeerSolver, llmcompressor_gptq, version
+from bench.ptq_sentences import sentences
 
 from narrowcast.evaluate import in_bfloat16, language_findings
 from narrowcast.evaluate.classifier import compare_classifiers
@@ -160,20 +163,20 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only show that it runs; writes nothing")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", default="language,vision,sentences")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    setting = Setting(quick=options.quick, data=data_folder())
-    text, pictures = language(setting), vision(setting)
-    found = claims(text, pictures)
-    for row in found:
+    setting, path = Setting(quick=options.quick, data=data_folder()), RESULTS / "ptq.json"
+    result = json.loads(path.read_text()) if path.is_file() else {}
+    for part in options.parts.split(","):
+        found = {"language": language, "vision": vision, "sentences": sentences}[part](setting)
+        if found is not None:
+            result[part] = found | {"versions": versions() | {"peer": version()}, "date": date.today().isoformat()}
+    result["claims"] = claims(result["language"], result["vision"])
+    for row in result["claims"]:
         print(f"{'holds' if row['holds'] else 'DOES NOT HOLD':14} {row['claim']}: {row['found']:.4f}")
     if options.quick:
         return
-    result = {
-        "versions": versions() | {"peer": version()}, "date": date.today().isoformat(),
-        "claims": found, "language": text, "vision": pictures,
-    }  # fmt: skip
-    path = RESULTS / "ptq.json"
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     print(path)
 

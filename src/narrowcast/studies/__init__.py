@@ -23,6 +23,7 @@ _MODULES: dict[int, str] = {
     16: "minifloat_ptq",
     20: "fp8_int8",
     21: "coat",
+    22: "fp8_workflow",
     24: "two_precisions",
     26: "one_flow",
     27: "hifloat8",
