@@ -75,7 +75,7 @@ def _ranked(m: Member, changed: nn.Module) -> list[str]:
     for name, module in changed.named_modules():
         if hasattr(module, "input_cast") and isinstance(module.weight, Tensor):
             w = theirs[name].weight.detach()
-            noise.append((float((module.weight - w).square().sum() / w.square().sum()), name))
+            noise.append((float((module.weight.detach() - w).square().sum() / w.square().sum()), name))
     return [name for _, name in sorted(noise, reverse=True)]
 
 
