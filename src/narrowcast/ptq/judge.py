@@ -49,15 +49,21 @@ class Judge:
         if any(x is None or x.shape[:2] != tokens.shape for x in logits) or tokens.shape[1] < 2:
             self._silent = True  # no language model
             return
-        p, q = (torch.log_softmax(x[:, :-1].float(), -1).flatten(0, 1) for x in logits if x is not None)
-        target = tokens[:, 1:].flatten().to(p.device)
-        losses = [float(F.nll_loss(x, target, reduction="sum")) for x in (p, q)]
-        divergence, same = (p.exp() * (p - q)).sum(), (p.argmax(-1) == q.argmax(-1)).sum()
-        found = (float(target.numel()), *losses, float(divergence), float(same))
-        self._sums = [total + value for total, value in zip(self._sums, found, strict=True)]
+        # a row at a time: with a large vocabulary the temporaries of a batch are larger than a block
+        for row, one, other in zip(tokens, before.logits, after.logits, strict=True):
+            found = _compared(row[1:], one[:-1], other[:-1])
+            self._sums = [total + value for total, value in zip(self._sums, found, strict=True)]
 
     @property
     def result(self) -> Judgement | None:
         """What was found; None without a batch, or where the models are no language models."""
         tokens, *sums = self._sums
         return None if self._silent or not tokens else Judgement(int(tokens), *(s / tokens for s in sums))
+
+
+def _compared(target: Tensor, before: Tensor, after: Tensor) -> tuple[float, ...]:
+    """Return tokens, both summed losses, summed divergence and agreements of one row's logits ``[length, vocab]``."""
+    p, q = (torch.log_softmax(x.float(), -1) for x in (before, after))
+    losses = [float(F.nll_loss(x, target.to(x.device), reduction="sum")) for x in (p, q)]
+    divergence, same = (p.exp() * (p - q)).sum(), (p.argmax(-1) == q.argmax(-1)).sum()
+    return float(target.numel()), *losses, float(divergence), float(same)
