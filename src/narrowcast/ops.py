@@ -104,7 +104,10 @@ def matmul(a: Operand, b: Operand, gemm: Gemm, alpha: float = 1.0) -> Tensor:
     total = gemm.accumulator.matmul(a, b, gemm.product)
     if alpha != 1.0:
         total = total * alpha
-    return gemm.out.round(total) if gemm.out is not None else total.to(codes_of(a).values.dtype)
+    if gemm.out is not None:
+        return gemm.out.round(total)
+    dtype = codes_of(a).values.dtype
+    return total if total.dtype == dtype else total.to(dtype)  # no second name for one tensor: `nn.context.in_dtype`
 
 
 def multiply(a: Tensor, b: Tensor, gemm: Gemm, what: str = "gemm") -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from narrowcast.backend import choose_both, passes
 from narrowcast.errors import InputError
 from narrowcast.nn.change import Change
+from narrowcast.nn.context import in_dtype
 from narrowcast.nn.linear import Linear
 from narrowcast.nn.native import Plans, choices
 from narrowcast.nn.native import _product as product
@@ -61,7 +62,7 @@ class Unit:
         if plan is not None:
             return product(a, b, self.spec, name, plan, 1.0, dtype)
         wide = [replace(q, dtype=torch.float32).dequantize() for q in (a, b)]
-        return matmul(wide[0], wide[1], getattr(self.spec, name)).to(dtype)
+        return in_dtype(matmul(wide[0], wide[1], getattr(self.spec, name)), dtype)
 
 
 class _Normed(torch.autograd.Function):
@@ -82,7 +83,7 @@ class _Normed(torch.autograd.Function):
         ctx.save_for_backward(x, norm, inverse, both, scale, *(t for q in kept for t in (q.codes, q.scales)))
         ctx.forms = [(q.cast, q.shape, q.padded, q.dtype) for q in kept]
         ctx.unit, ctx.types = unit, (gated.dtype, down.dtype)
-        return y if scale is None else (y * scale).to(out)
+        return y if scale is None else in_dtype(y * scale, out)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
