@@ -21,6 +21,7 @@ _MODULES: dict[int, str] = {
     1: "smooth_swiglu",
     11: "deepseek_fp8",
     16: "minifloat_ptq",
+    17: "unit_variance",
     20: "fp8_int8",
     21: "coat",
     22: "fp8_workflow",
