@@ -142,6 +142,20 @@ def test_a_search_never_does_worse_than_absmax_by_its_own_measure(spelling, powe
         assert error < plain
 
 
+def test_scales_by_sign_are_searched_apart():
+    w, _ = layer()
+    c, search = cast("int4/1x32/fp32-signs"), LeastError(2.0, steps=20)
+    ratios = search.ratio(w, c)
+    assert ratios is not None and ratios.shape == c.settle(w).tiles == (48, 3, 2)
+    assert (ratios[..., 0] != ratios[..., 1]).any()
+
+    def errors(ratio):
+        return (c.settle(w, ratio).apply(w) - w).square().view(48, 3, 32).sum(-1)
+
+    together = torch.stack([errors(torch.tensor(1 - i * 0.04)) for i in range(20)]).amin(0)
+    assert (errors(ratios) <= together + 1e-6).all() and errors(ratios).sum() < together.sum()
+
+
 def test_a_search_matches_a_brute_force_over_its_ratios():
     w = torch.randn(1, 32, generator=torch.Generator().manual_seed(3))
     c, search = cast("int3/row/fp32"), LeastError(2.0, steps=10)

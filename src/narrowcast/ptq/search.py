@@ -8,6 +8,7 @@ Sources: sheet 42 (p-norm 2.4, 100 steps down to 0.2; Egiazarian et al. 2025), s
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -79,6 +80,8 @@ class _Grid(Search):
 
     steps: int
     smallest: float
+    #: whether a tile's error is the sum of its elements', so that scales by sign can be searched apart
+    adds_up: ClassVar[bool] = False
 
     @abstractmethod
     def error(self, d: Tensor, cast: Cast, hessian: Tensor | None) -> Tensor:
@@ -91,13 +94,20 @@ class _Grid(Search):
         for step in range(self.steps):
             ratio = 1 - step * (1 - self.smallest) / self.steps
             d = cast.settle(x, x.new_tensor(ratio)).apply(x) - x
-            error = self.error(d, cast, hessian)
+            error = self._error_by_scale(d, x, cast, hessian)
             if best is None or least is None:
                 best, least = torch.full_like(error, ratio), error
                 continue
             better = error < least
             best, least = torch.where(better, ratio, best), torch.where(better, error, least)
         return best
+
+    def _error_by_scale(self, d: Tensor, x: Tensor, cast: Cast, hessian: Tensor | None) -> Tensor:
+        """Return the error that each scale answers for: where the signs have their own, either side's apart."""
+        if not (self.adds_up and cast.scale.by_sign):
+            return self.error(d, cast, hessian)
+        sides = (torch.where(x < 0, 0.0, d), torch.where(x < 0, d, 0.0))
+        return torch.cat([self.error(side, cast, hessian) for side in sides], -1)
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,7 @@ class LeastError(_Grid):
         smallest: where they end; the first is 1.
     """
 
+    adds_up: ClassVar[bool] = True
     power: float = 2.4
     steps: int = 100
     smallest: float = 0.2
