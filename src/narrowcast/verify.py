@@ -1,6 +1,7 @@
 """Whether `native` does on this machine what `emulate` says it does: every recipe, many shapes, hard inputs.
 
-- *Codes and scales* of all six operands of a linear layer, kernels against plain PyTorch: bit for bit.
+- *Codes and scales* of all six operands of a linear layer, each by itself and both orientations of a tensor at once,
+  as layers make them; kernels against plain PyTorch: bit for bit.
 - *Products*, library against float64 of the decoded operands: within what the accumulator may lose (`bound`).
 - *The accumulator's model*, where a tensor core has one: how many float32 products it gives bit for bit.
 """
@@ -26,6 +27,7 @@ from narrowcast.recipes import recipe
 SHAPES = ((64, 96, 128), (40, 24, 72), (1, 16, 256))  # tokens, outputs, inputs
 SMALL = ((24, 16, 40),)
 _FLOAT32 = 2.0**-24
+_PAIRS = (("fwd.x", "wgrad.x"), ("fwd.w", "dgrad.w"), ("dgrad.g", "wgrad.g"))  # both orientations of each tensor
 
 
 @dataclass
@@ -193,12 +195,20 @@ def _codes(
         )
         histories = [None if history is None else history.clone() for _ in "ab"]
         made[label] = replace(backend.narrow(cast, source, stream, histories[0], what), shape=tuple(wide[label].shape))
-        finding.codes += 1
-        different = difference(made[label], cast.quantize(source, stream, histories[1], what))
-        if different:
-            finding.differing += 1
-            finding.note(f"{label} of {where}: {different}")
+        _compare(finding, made[label], cast.quantize(source, stream, histories[1], what), f"{label} of {where}")
+    for one, other in _PAIRS:
+        if one in made and other in made:
+            for label, found in zip((one, other), context.narrow_both(spec, one, other, wide[one]), strict=True):
+                _compare(finding, found, made[label], f"{label} with {one} of {where}")
     return made
+
+
+def _compare(finding: Finding, found: QTensor, want: QTensor, what: str) -> None:
+    finding.codes += 1
+    different = difference(found, want)
+    if different:
+        finding.differing += 1
+        finding.note(f"{what}: {different}")
 
 
 def difference(found: QTensor, want: QTensor) -> str:
