@@ -21,6 +21,7 @@ BAD = [
     (["formats", "--bogus"], "--bogus"),
     (["recipes", "fp8-rowise"], "unknown recipe 'fp8-rowise'; nearest: fp8-rowwise"),
     (["recipes", "bf16", "fp16"], "fp16"),
+    (["bench", "trian"], "unknown benchmark 'trian'; nearest: train"),
     (["--bogus"], "--bogus"),
 ]
 
@@ -33,6 +34,12 @@ def test_one_clear_line(args: list[str], message: str, capsys: pytest.CaptureFix
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message in err
+
+
+def test_a_benchmark_of_the_gpu_needs_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.run(["bench", "gemm"]) == 2
+    assert "benchmark gemm needs a CUDA device" in capsys.readouterr().err
 
 
 def test_json_output_is_not_begun_before_the_input_is_checked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,6 +26,7 @@ VERBS = {
     "formats": "List, show and compare number formats.",
     "recipes": "List and show recipes, each with its paper.",
     "verify": "Prove on this machine that kernels give the emulation's bits.",
+    "bench": "Speed on this machine's GPU, beside peers in one run.",
     "studies": "The papers, what each claims, and what was measured here.",
     "study": "Run one study, or show its committed result.",
     "report": "Rebuild the HTML page of a finished run.",
