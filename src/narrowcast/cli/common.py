@@ -84,14 +84,6 @@ def use_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def sized(size: float) -> str:
-    """Return bytes as text in the unit that suits them (powers of 1000)."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.2f} {unit}"
-    return f"{size:.0f} B"
-
-
 def dtype_of(name: str) -> "torch.dtype":
     """Return the dtype that ``--dtype`` names."""
     import torch

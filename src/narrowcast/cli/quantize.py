@@ -17,9 +17,9 @@ from narrowcast.cli.common import (
     console,
     emit,
     progress,
-    sized,
     use_threads,
 )
+from narrowcast.io.files import sized
 
 _D_SAMPLES, _D_LENGTH, _D_HELD = 64, 512, 16
 

@@ -99,3 +99,11 @@ def _push(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sized(size: float) -> str:
+    """Return bytes as text in the unit that suits them (powers of 1000)."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size:.0f} B"

@@ -6,6 +6,7 @@ from typing import Any
 
 from narrowcast.errors import InputError
 from narrowcast.io import write_atomic
+from narrowcast.io.files import sized
 from narrowcast.io.weights import read_json
 from narrowcast.metrics import perplexity
 from narrowcast.ptq.plan import short
@@ -22,12 +23,12 @@ Report = dict[str, Any]
 def headline(report: Report) -> str:
     """Return what came of it in one line."""
     before, after = report["bytes_before"], report["bytes_after"]
-    size = f"{_size(before)} became {_size(after)} ({before / max(after, 1):.1f}x smaller)"
+    shrunk = f"{sized(before)} became {sized(after)} ({before / max(after, 1):.1f}x smaller)"
     found = report["judgement"]
     if found is None:
-        return f"{report['recipe']['name']}: {size}; not judged"
+        return f"{report['recipe']['name']}: {shrunk}; not judged"
     return (
-        f"{report['recipe']['name']}: {size}; perplexity {perplexity(found['before']):.3f} became "
+        f"{report['recipe']['name']}: {shrunk}; perplexity {perplexity(found['before']):.3f} became "
         f"{perplexity(found['after']):.3f} ({_rise(report):+.1f} %)"
     )
 
@@ -127,11 +128,6 @@ def _rise(report: Report) -> float | None:
     return None if found is None else 100 * (perplexity(found["after"] - found["before"]) - 1)
 
 
-def _size(count: float) -> str:
-    unit, scale = ("GB", 1e9) if count >= 1e9 else ("MB", 1e6) if count >= 1e5 else ("kB", 1e3)
-    return f"{count / scale:.2f} {unit}"
-
-
 def _speed_text(report: Report) -> tuple[str, ...]:
     speed = report["plan"]["speed"]
     return (
@@ -144,7 +140,7 @@ def _sizes(report: Report) -> dict[str, Any]:
     speed = report["plan"]["speed"]
     one, other = speed["before"], speed["after"]
     rows = [
-        ["weights in the files", _size(report["bytes_before"]), _size(report["bytes_after"])],
+        ["weights in the files", sized(report["bytes_before"]), sized(report["bytes_after"])],
         [f"prefill of {one['prompt']:,} tokens, ms (predicted)", one["prefill"] * 1e3, other["prefill"] * 1e3],
         ["decode of a token, ms (predicted)", one["decode"] * 1e3, other["decode"] * 1e3],
     ]
@@ -249,8 +245,8 @@ def _plan(report: Report) -> dict[str, Any]:
 
 def _facts(report: Report) -> dict[str, Any]:
     memory, calibration, model = report["memory"], report["calibration"], report["model"]
-    weights = f"{_size(memory['weights_peak'])} of {_size(memory['model_bytes'])}, as float32"
-    process = f"{_size(memory['process_peak'])}, {_size(memory['process_before'])} before it began"
+    weights = f"{sized(memory['weights_peak'])} of {sized(memory['model_bytes'])}, as float32"
+    process = f"{sized(memory['process_peak'])}, {sized(memory['process_before'])} before it began"
     rows = [
         ["command", report["command"] or "(called from Python)"],
         ["model", f"{model['name']} ({model['type']}), {model['parameters']:,} parameters"],
@@ -258,7 +254,7 @@ def _facts(report: Report) -> dict[str, Any]:
         ["layout", report["layout"]],
         ["calibration", f"{calibration['source']}: {calibration['tokens']:,} tokens, seed {calibration['seed']}"],
         ["most weights in memory at once", weights],
-        ["most hidden states in memory at once", _size(memory["activations_peak"])],
+        ["most hidden states in memory at once", sized(memory["activations_peak"])],
         ["peak memory of the process", process],
         ["input channels that were never active", _silent(report)],
         ["seconds", report["seconds"]],
