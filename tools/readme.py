@@ -7,19 +7,17 @@ of ``narrowcast compare``, ``speed-table`` and ``conformance-table`` from the be
 import ast
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from conformance_table import conformance_table
+from result_tables import optimizer_table, quantized_table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-COMPARISON = ROOT / "bench" / "results" / "compare.json"
+RESULTS = ROOT / "bench" / "results"
 STUDIES = ROOT / "src" / "narrowcast" / "studies" / "results"
-SPEED = ROOT / "bench" / "results" / "casts-cpu.json"
-GPU_SPEED = ROOT / "bench" / "results" / "quantize-cuda.json"
-OPTIMIZER = ROOT / "bench" / "results" / "optimizer-cuda.json"
-CONFORMANCE = ROOT / "bench" / "results" / "conformance.json"
 WIDTH = 110
 
 # The floors, bottom up, then the side wing, then what stands beside them.
@@ -171,31 +169,6 @@ def gpu_cast_table(report: dict[str, Any]) -> str:
     return "\n".join([*(f"| {' | '.join(cells)} |" for cells in table), "", note])
 
 
-def optimizer_table(report: dict[str, Any]) -> str:
-    """Return the time of an optimizer's step and the bytes of its states, beside torch's fused AdamW."""
-    ran, bits = report["versions"], report["check"]
-    title, found = next(iter(report["speed"].items()))
-    rows = [("", "ms", "times faster", "bytes kept a parameter", "bytes moved", "share of a copy")]
-    rows.append(("---", *["---:"] * 5))
-    for name, row in found["rows"].items():
-        cells = (
-            f"{row['ms']:.2f}",
-            f"{row['times_faster']:.2f}",
-            f"{row['bytes_kept']:.2f}",
-            f"{row['bytes_moved']:.1f}",
-        )
-        states, comma, rest = name.partition(",")
-        shown = f"`{states}`{comma}{rest}" if states in bits["optimizers"] else name
-        rows.append((shown, *cells, f"{row['share_of_copy']:.0%}"))
-    note = (
-        f"One step of {title} ({found['parameters']:,} parameters), in one run: {ran['gpu']}, torch {ran['torch']}, "
-        f"Triton {ran['triton']}, {ran['date']}. Kept: master weights and moments. Every part of the state equals the "
-        f"emulation's ({len(bits['differ'])} differences). All figures in `bench/results/optimizer-cuda.json`, written by "
-        "`./dev bench optimizer_gpu`."
-    )
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in rows), "", note])
-
-
 def studies_table() -> str:
     """Return every committed study's verdict as a Markdown table, in the order of their sheets."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(STUDIES.glob("*.json"))]
@@ -220,22 +193,24 @@ def filled(text: str, name: str, content: str) -> str:
     return pattern.sub(lambda found: f"{found[1]}{content}\n{found[2]}", text)
 
 
+#: place in README.md -> committed result, and the table that it becomes
+TABLES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
+    "compare-table": (RESULTS / "compare.json", compare_table),
+    "quantized-table": (RESULTS / "quantized.json", quantized_table),
+    "speed-table": (RESULTS / "casts-cpu.json", speed_table),
+    "gpu-cast-table": (RESULTS / "quantize-cuda.json", gpu_cast_table),
+    "optimizer-table": (RESULTS / "optimizer-cuda.json", optimizer_table),
+    "conformance-table": (RESULTS / "conformance.json", conformance_table),
+}
+
+
 def readme() -> str:
     """Return README.md as it should be."""
     text = filled(README.read_text(encoding="utf-8"), "file-tree", file_tree())
-    if COMPARISON.is_file():
-        text = filled(text, "compare-table", compare_table(json.loads(COMPARISON.read_text(encoding="utf-8"))))
-    if SPEED.is_file():
-        text = filled(text, "speed-table", speed_table(json.loads(SPEED.read_text(encoding="utf-8"))))
-    if GPU_SPEED.is_file():
-        text = filled(text, "gpu-cast-table", gpu_cast_table(json.loads(GPU_SPEED.read_text(encoding="utf-8"))))
-    if OPTIMIZER.is_file() and "<!-- optimizer-table -->" in text:
-        text = filled(text, "optimizer-table", optimizer_table(json.loads(OPTIMIZER.read_text(encoding="utf-8"))))
-    if any(STUDIES.glob("*.json")):
-        text = filled(text, "studies-table", studies_table())
-    if CONFORMANCE.is_file():
-        text = filled(text, "conformance-table", conformance_table(json.loads(CONFORMANCE.read_text(encoding="utf-8"))))
-    return text
+    for name, (path, table) in TABLES.items():
+        if path.is_file():
+            text = filled(text, name, table(json.loads(path.read_text(encoding="utf-8"))))
+    return filled(text, "studies-table", studies_table())
 
 
 if __name__ == "__main__":
