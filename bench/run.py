@@ -5,8 +5,8 @@ from importlib import import_module
 from pathlib import Path
 
 NAMES = (
-    "casts", "train", "codes", "conformance", "quantize_gpu", "gptq_gpu", "optimizer_gpu", "passes_gpu", "ptq", "quantized",
-    "train_gpu", "gemm", "accumulator",
+    "casts", "train", "codes", "conformance", "quantize_gpu", "gptq_gpu", "optimizer_gpu", "passes_gpu", "ptq",
+    "quantized", "train_gpu", "gemm", "accumulator",
 )  # fmt: skip
 
 if __name__ == "__main__":

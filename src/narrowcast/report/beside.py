@@ -98,8 +98,8 @@ def beside_page(found: dict[str, Any]) -> str:
         "recipe", "what", "size", "times smaller", "predicted decode, ms per token", "perplexity", "rise, %",
         "KL divergence, nats", "same likeliest token, %", "beaten",
     ]  # fmt: skip
-    original = ["(original)", "", sized(found["bytes"]), 1.0, found["decode"] * 1e3, perplexity(found["loss"]), 0.0, 0.0,
-                100.0, ""]  # fmt: skip
+    original = ["(original)", "", sized(found["bytes"]), 1.0, found["decode"] * 1e3, perplexity(found["loss"]), 0.0,
+                0.0, 100.0, ""]  # fmt: skip
     rows = [original, *(_cells(found, row) for row in found["rows"])]
     text = (
         f"Judged on {found['tokens']:,} tokens of: {found['source']}. Sizes count scales and what stays wide; speeds "

@@ -239,7 +239,7 @@ def _plan(report: Report) -> dict[str, Any]:
     for r in report["plan"]["folded"]:
         became = short(r["cast"]) if r["became"] == "narrow" else "wide"
         notes = "; ".join(text for text in (r["kernel"], r["why"], r["group"] and f"shares with {r['group']}") if text)
-        rows.append([r["name"], "x".join(map(str, r["shape"])), became, _size(r["before"]), _size(r["after"]), notes])
+        rows.append([r["name"], "x".join(map(str, r["shape"])), became, sized(r["before"]), sized(r["after"]), notes])
     return {"title": "", "columns": columns, "rows": rows}
 
 
