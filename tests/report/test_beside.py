@@ -33,7 +33,7 @@ def test_what_is_larger_and_worse_than_another_is_beaten() -> None:
     assert [(row["recipe"], row["best"]) for row in rows] == [
         ("small", True), ("twin", True), ("poor", False), ("large", True),
     ]  # fmt: skip
-    assert "the other 1 are larger and worse" in sentence(beside(REPORTS))
+    assert "one of these beats each of the other 1" in sentence(beside(REPORTS))
 
 
 def test_the_page_names_every_recipe_and_its_command() -> None:

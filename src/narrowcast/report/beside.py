@@ -88,7 +88,7 @@ def sentence(found: dict[str, Any]) -> str:
         for row in best
     )
     beaten = len(found["rows"]) - len(best)
-    rest = f"; the other {beaten} are larger and worse than one of these" if beaten else ""
+    rest = f"; one of these beats each of the other {beaten}" if beaten else ""
     return f"Worth choosing between: {told}{rest}."
 
 
@@ -138,14 +138,14 @@ def _cells(found: dict[str, Any], row: dict[str, Any]) -> list[Any]:
 
 def _plot(found: dict[str, Any]) -> dict[str, Any]:
     best = [row for row in found["rows"] if row["best"]]
-    front = {"name": "nothing beats these", "mode": "steps", "x": [row["bytes"] for row in best],
+    front = {"name": "nothing beats these", "mode": "steps", "x": [row["bytes"] / 1e6 for row in best],
              "y": [perplexity(row["loss"]) for row in best]}  # fmt: skip
     points = [
-        {"name": row["recipe"], "mode": "labels", "x": [row["bytes"]], "y": [perplexity(row["loss"])]}
+        {"name": row["recipe"], "mode": "labels", "x": [row["bytes"] / 1e6], "y": [perplexity(row["loss"])]}
         for row in found["rows"]
     ]
-    original = {"name": "original", "mode": "labels", "x": [found["bytes"]], "y": [perplexity(found["loss"])]}
-    return {"title": "Perplexity against bytes", "x": "bytes of weights", "y": "perplexity", "log_x": True,
+    original = {"name": "original", "mode": "labels", "x": [found["bytes"] / 1e6], "y": [perplexity(found["loss"])]}
+    return {"title": "Perplexity against size", "x": "MB of weights", "y": "perplexity",
             "wide": True, "height": 520, "series": [front, *points, original]}  # fmt: skip
 
 
