@@ -211,4 +211,6 @@ def test_awq_protects_channels_that_are_often_large():
     assert exponent > 0 and s[:3].min() > s[3:].max()
     balanced = c.apply(w * s) / s
     assert output_error(w, balanced, h) < output_error(w, c.apply(w), h)
-    assert awq(x.abs().mean(0), h, [w], c, steps=1)[1] == 0.0
+    assert awq(x.abs().mean(0), h, [w], c, steps=1, duo=False)[1] == 0.0
+    plain = awq(x.abs().mean(0), h, [w], c, duo=False)[0]
+    assert output_error(w, balanced, h) <= output_error(w, c.apply(w * plain) / plain, h)

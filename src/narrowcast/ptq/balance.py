@@ -35,13 +35,20 @@ def smooth(x_amax: Tensor, weights: list[Tensor], alpha: float = 0.5) -> Tensor:
 
 
 def awq(
-    x_mean: Tensor, hessian: Tensor, weights: list[Tensor], cast: Cast, search: Search | None = None, steps: int = 20
+    x_mean: Tensor,
+    hessian: Tensor,
+    weights: list[Tensor],
+    cast: Cast,
+    search: Search | None = None,
+    steps: int = 20,
+    duo: bool = True,
 ) -> tuple[Tensor, float]:
     """Return AWQ's factors, float32 ``[K]``, and the exponent that gave them.
 
     ``s = mean|x| ** a``, normalised to ``s / sqrt(max s * min s)``; a runs over ``steps`` values from 0 on, and the
     one with the least squared error of the outputs, ``tr(d H d^T)`` summed over the matrices, wins. With a = 0 nothing
-    changes, so the result is never worse than leaving the weights alone (on the calibration tokens).
+    changes, so the result is never worse than leaving the weights alone (on the calibration tokens). With ``duo``
+    ``mean|x| ** a / mean|w| ** (1 - a)`` is tried as well, w over the maximum of its row (AutoAWQ's duo scaling).
 
     Args:
         x_mean: mean magnitude of each input channel, ``[K]``.
@@ -50,18 +57,26 @@ def awq(
         cast: how the weights will be quantized.
         search: how their scales are found meanwhile; the whole maximum by default, as AWQ clips only afterwards.
         steps: exponents tried: 0, 1/steps, ..., (steps-1)/steps.
+        duo: whether to try both kinds of factors.
     """
     _check(x_mean, weights)
     if steps < 1:
         raise InputError(f"awq: {steps} steps; expected at least 1")
     search = search or AbsMax()
     best, least, exponent = torch.ones_like(x_mean, dtype=torch.float32), float("inf"), 0.0
-    for step in range(steps):
-        factors = _normalised(x_mean.float().clamp_min(1e-4) ** (step / steps))
+    x, w = x_mean.float().clamp_min(1e-4), _mean_share(weights).clamp_min(1e-4)
+    for step, also in ((step, also) for also in ((False, True) if duo else (False,)) for step in range(steps)):
+        factors = _normalised(x ** (step / steps) / (w ** (1 - step / steps) if also else 1.0))
         error = sum(_damage(w.float(), factors, hessian.float(), cast, search) for w in weights)
         if error < least:
             best, least, exponent = factors, error, step / steps
     return best, exponent
+
+
+def _mean_share(weights: list[Tensor]) -> Tensor:
+    """Return the mean over all rows of each column's magnitude, as a share of the largest of its row, ``[K]``."""
+    shares = [w.float().abs() / w.float().abs().amax(1, keepdim=True).clamp_min(1e-6) for w in weights]
+    return torch.cat(shares).mean(0)
 
 
 def _normalised(s: Tensor) -> Tensor:

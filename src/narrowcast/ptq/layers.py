@@ -55,9 +55,9 @@ def balance(group: Group, seen: Statistics, recipe: PtqRecipe, parameters: dict[
     match recipe.balance:
         case Smooth(alpha):
             factors, note = smooth(seen.amax, weights, alpha), ""
-        case Awq(steps):
+        case Awq(steps, duo):
             assert seen.hessian is not None
-            factors, exponent = awq(seen.mean, seen.hessian, weights, recipe.scheme.weight, steps=steps)
+            factors, exponent = awq(seen.mean, seen.hessian, weights, recipe.scheme.weight, steps=steps, duo=duo)
             note = f"awq exponent {exponent:g}"
     with torch.no_grad():
         for name in group.maker:

@@ -52,9 +52,13 @@ class Smooth:
 
 @dataclass(frozen=True)
 class Awq:
-    """AWQ: scale up the weights of channels that are often large, by the best of ``steps`` exponents."""
+    """AWQ: scale up the weights of channels that are often large, by the best of ``steps`` exponents.
+
+    With ``duo`` factors that look at the weights' sizes too are tried beside those that do not (AutoAWQ).
+    """
 
     steps: int = 20
+    duo: bool = True
 
 
 @dataclass(frozen=True)
