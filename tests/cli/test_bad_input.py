@@ -89,7 +89,11 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no folder": (lambda m: shutil.rmtree(m), "no such file or folder"),
     "no config": (lambda m: (m / "config.json").unlink(), "has no config.json"),
     "a config that is no JSON": (lambda m: (m / "config.json").write_text("{"), "not a JSON config"),
-    "a config without a type": (lambda m: (m / "config.json").write_text("[1]"), "has no model_type"),
+    "a config that is a list": (
+        lambda m: (m / "config.json").write_text("[1]"),
+        "holds a list, expected a JSON object",
+    ),
+    "a config without a type": (lambda m: (m / "config.json").write_text("{}"), "has no model_type"),
     "an unknown type": (configured(model_type="martian"), "no language model of model_type 'martian'"),
     "no language model": (configured(model_type="vit"), "no language model of model_type 'vit'"),
     "a setting of another type": (configured(hidden_size="x"), "'hidden_size' expected int"),

@@ -43,7 +43,9 @@ def _built(path: Path, seed: int, auto: str) -> nn.Module:
     from transformers import AutoConfig
 
     settings = read_json(path, "a JSON config")
-    kind = settings.pop("model_type", None) if isinstance(settings, dict) else None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: holds a {type(settings).__name__}, expected a JSON object")
+    kind = settings.pop("model_type", None)
     if not isinstance(kind, str):
         raise InputError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
     try:
