@@ -46,7 +46,7 @@ def _alike(one: Report, other: Report) -> None:
     for what, a, b in (
         ("model", one["model"]["name"], other["model"]["name"]),
         ("tokens judged", one["judgement"]["tokens"], other["judgement"]["tokens"]),
-        ("loss of the original", one["judgement"]["before"], other["judgement"]["before"]),
+        ("loss of the original", round(one["judgement"]["before"], 5), round(other["judgement"]["before"], 5)),
         ("GPU", one["plan"]["speed"]["gpu"], other["plan"]["speed"]["gpu"]),
     ):
         if a != b:
