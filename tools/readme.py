@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance_table import conformance_table
-from result_tables import optimizer_table, quantized_table
+from result_tables import gptq_table, optimizer_table, ptq_table, quantized_table
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -197,6 +197,8 @@ def filled(text: str, name: str, content: str) -> str:
 TABLES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "compare-table": (RESULTS / "compare.json", compare_table),
     "quantized-table": (RESULTS / "quantized.json", quantized_table),
+    "ptq-table": (RESULTS / "ptq.json", ptq_table),
+    "gptq-table": (RESULTS / "gptq-cuda.json", gptq_table),
     "speed-table": (RESULTS / "casts-cpu.json", speed_table),
     "gpu-cast-table": (RESULTS / "quantize-cuda.json", gpu_cast_table),
     "optimizer-table": (RESULTS / "optimizer-cuda.json", optimizer_table),

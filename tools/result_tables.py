@@ -10,8 +10,14 @@ def markdown(rows: list[tuple[str, ...]], left: int = 1) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], rule, *rows[1:]))
 
 
-def quantized_table(found: dict[str, Any]) -> str:
-    """Return one model under several post-training recipes: size, predicted speed, loss."""
+def quantized_table(report: dict[str, Any]) -> str:
+    """Return every model under several post-training recipes."""
+    parts = "\n\n".join(map(_quantized, report["models"]))
+    return f"{parts}\n\nAll figures in `bench/results/quantized.json`, written by `./dev bench quantized`."
+
+
+def _quantized(found: dict[str, Any]) -> str:
+    """Return one model's size, predicted speed and loss, recipe by recipe."""
     size, start = found["bytes"], found["loss"]
     rows = [
         ("recipe", "times smaller", "predicted decode, times faster", "perplexity", "KL divergence, nats", "same likeliest token", "beaten by another"),
@@ -28,7 +34,7 @@ def quantized_table(found: dict[str, Any]) -> str:
     note = (
         f"{found['model']['name']}, {found['model']['parameters']:,} parameters, judged on {found['tokens']:,} tokens of {found['source']}; "
         f"decode is a roofline's for {found['gpu']} against 16 bits, and on so small a model nothing but its launches. torch {ran['torch']}, "
-        f"{ran['cpu']}, {ran['date']}; all figures in `bench/results/quantized.json`, written by `./dev bench quantized`."
+        f"{ran['cpu']}, {ran['date']}."
     )
     return f"{markdown(rows)}\n\n{note}"
 
@@ -52,3 +58,27 @@ def optimizer_table(report: dict[str, Any]) -> str:
         "`./dev bench optimizer_gpu`."
     )
     return f"{markdown(rows)}\n\n{note}"
+
+
+def ptq_table(report: dict[str, Any]) -> str:
+    """Return what was expected of post-training methods on real models, and what was found."""
+    rows = [("expected", "found", "")]
+    rows += [(row["claim"], f"{row['found']:.3g}", "yes" if row["holds"] else "**no**") for row in report["claims"]]
+    ran = report["language"]["versions"]
+    note = (
+        f"stories260K under five draws of calibration text, ResNet20 on {report['vision']['images']} CIFAR-10 test images; torch {ran['torch']}, "
+        f"{ran['cpu']}, {ran['date']}; all figures, and a sentence encoder's, in `bench/results/ptq.json`, written by `./dev bench ptq`."
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
+def gptq_table(report: dict[str, Any]) -> str:
+    """Return the time of GPTQ on one large layer, beside the peer's."""
+    rows = [("GPTQ of one layer", "cast", "seconds", "error of the outputs")]
+    rows += [(row["who"], f"`{row['cast']}`", f"{row['seconds']:.2f}", f"{row['error']:.3g}") for row in report["times"]]
+    ran, (out, width) = report["versions"], report["shape"]
+    note = (
+        f"{out} x {width} float32 weights in one run: {ran['gpu']}, torch {ran['torch']}, {ran['peer']}, {report['date']}; all figures in "
+        "`bench/results/gptq-cuda.json`, written by `./dev bench gptq_gpu`."
+    )
+    return f"{markdown(rows, left=2)}\n\n{note}"

@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -96,6 +96,16 @@ def test_without_a_text_the_model_writes_it(here: Path, capsys: pytest.CaptureFi
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("wide_terminal")
+@pytest.mark.parametrize("run", [("--plan",), OUT])
+def test_what_loaders_do_otherwise_is_said(here: Path, capsys: pytest.CaptureFixture[str], run: Sequence[str]) -> None:
+    apart = ("--layout", "compressed-tensors", "--keep-wide", "*q_proj")
+    assert cli.run(quantize(*run, *apart)) == 0
+    said = "note: vLLM loads q_proj, k_proj, v_proj as one layer, but those of model.layers.0.self_attn differ"
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.usefixtures("wide_terminal")
 def test_a_plan_reads_no_weights_and_writes_nothing(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

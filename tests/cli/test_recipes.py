@@ -6,13 +6,8 @@ import pytest
 
 import narrowcast as nc
 from narrowcast.cli import run
-from narrowcast.cli.common import console
 
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No cell wraps, whatever COLUMNS says."""
-    monkeypatch.setattr(console, "width", 200)
+pytestmark = pytest.mark.usefixtures("wide_terminal")
 
 
 def shown(capsys: pytest.CaptureFixture[str], *args: str) -> str:

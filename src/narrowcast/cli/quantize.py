@@ -123,6 +123,8 @@ def _show(report: dict[str, Any], out: Path) -> None:
         f"memory: {sized(memory['weights_peak'])} of {sized(memory['model_bytes'])} of weights and "
         f"{sized(memory['activations_peak'])} of hidden states at once; process {sized(memory['process_peak'])}"
     )
+    for note in report["plan"]["notes"]:
+        console.print(f"note: {note}")
     for sample in report["samples"][:1]:
         console.print(f"it wrote:  {sample['prompt']}|{sample['before']}")
         console.print(f"it writes: {sample['prompt']}|{sample['after']}")
@@ -143,7 +145,7 @@ def _show_plan(plan: Any) -> None:
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading, side in (("parameter", "left"), ("shape", "right"), ("became", "left"), ("before", "right"),
                           ("after", "right"), ("runs as / why", "left")):  # fmt: skip
-        shown.add_column(heading, justify=side)  # type: ignore[arg-type]
+        shown.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
     for row in folded(plan).rows:
         became = short(row.cast) if row.became == "narrow" else "wide"
         notes = "; ".join(text for text in (row.kernel, row.why, row.group and f"shares with {row.group}") if text)

@@ -59,6 +59,10 @@ class Native:
         """Return the quantization_config: every layer with its casts."""
         return {"quant_method": METHOD, "version": VERSION, "layers": [spec.to_json() for spec in specs]}
 
+    def notes(self, specs: Sequence[LayerSpec]) -> list[str]:
+        """Return nothing: it is read back as it was."""
+        return []
+
 
 def specs_from_config(settings: Mapping[str, Any], what: str) -> list[LayerSpec]:
     """Return the layers that a config.json in this layout lists; InputError where it is another one's, or newer."""

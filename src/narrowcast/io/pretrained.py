@@ -76,8 +76,7 @@ def save_pretrained(
         _write_config(model, folder, chosen.config(specs, wide_modules(model, specs)))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-    notes = chosen.notes(specs) if isinstance(chosen, CompressedTensors) else []
-    return Saved(target, chosen.name, len(layers), total, tuple(notes))
+    return Saved(target, chosen.name, len(layers), total, tuple(chosen.notes(specs)))
 
 
 def layout_for(

@@ -124,6 +124,9 @@ class Layout(Protocol):
     def config(self, specs: Sequence[LayerSpec], wide: Sequence[str]) -> dict[str, Any]:
         """Return config.json's ``quantization_config``: ``specs`` are narrow, the modules named in ``wide`` are not."""
 
+    def notes(self, specs: Sequence[LayerSpec]) -> list[str]:
+        """Return what loaders do otherwise than the model in memory."""
+
 
 #: attribute of a model that was quantized in memory: its tuple of `QuantizedLayer`
 _ATTRIBUTE = "narrowcast_layers"

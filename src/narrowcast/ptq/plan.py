@@ -137,7 +137,7 @@ def make_plan(source: HollowModel, recipe: PtqRecipe, layout: Layout, on: Gpu) -
     unquantized = [wide_product(s.shape, s.count, m) for s, m in zip(specs, met, strict=True)]
     return Plan(
         recipe.name, ordered, tuple(specs), on.name, served([*unquantized, *wide], on), served([*narrow, *wide], on),
-        _block_bytes(source), tuple(_notes(source, recipe, specs)),
+        _block_bytes(source), (*_notes(source, recipe, specs), *layout.notes(specs)),
     )  # fmt: skip
 
 
