@@ -75,7 +75,9 @@ def ptq_table(report: dict[str, Any]) -> str:
 def gptq_table(report: dict[str, Any]) -> str:
     """Return the time of GPTQ on one large layer, beside the peer's."""
     rows = [("GPTQ of one layer", "cast", "seconds", "error of the outputs")]
-    rows += [(row["who"], f"`{row['cast']}`", f"{row['seconds']:.2f}", f"{row['error']:.3g}") for row in report["times"]]
+    rows += [
+        (row["who"], f"`{row['cast']}`", f"{row['seconds']:.2f}", f"{row['error']:.3g}") for row in report["times"]
+    ]
     ran, (out, width) = report["versions"], report["shape"]
     note = (
         f"{out} x {width} float32 weights in one run: {ran['gpu']}, torch {ran['torch']}, {ran['peer']}, {report['date']}; all figures in "

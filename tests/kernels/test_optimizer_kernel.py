@@ -1,28 +1,10 @@
 """The fused optimizer step: its bits in Triton's interpreter, and what it compiles to."""
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
-import pytest
+from tests.kernels.apart import HERE, needs_triton, run
 
-HERE = Path(__file__).parent
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed (it is for Linux only)")
-
-
-def run(arguments: list[str], interpret: bool) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_ADDOPTS", None)
-    environment.pop("TRITON_INTERPRET", None)
-    if interpret:
-        environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=HERE.parents[1])
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    return done.stdout
+pytestmark = needs_triton
 
 
 def test_bits_in_the_interpreter():
