@@ -29,7 +29,8 @@ from narrowcast.quantize import quantize as quantize_by
 from narrowcast.storage import Storage
 
 BACKENDS = ("auto", "emulate", "native")
-
+_PLAINLY = "plain PyTorch, one operation after another"
+_READ = (torch.float32, torch.bfloat16, torch.float16)
 
 #: the first compute capability with tensor cores for each kind of operand
 _FIRST = {"fp8": (8, 9), "bfloat16": (8, 0), "float16": (7, 0)}
@@ -89,24 +90,39 @@ def choose(backend: str, gemm: Gemm, device: torch.device, what: str, against: s
 
     Raises InputError for an unknown backend, and for ``native`` where only emulation is possible.
     """
-    _check(backend)
     emulated = "float32 matmul of decoded operands"
     if gemm.accumulator != FP32 or gemm.product != TIMES:
         emulated = f"{gemm.product} of decoded operands, accumulated by {gemm.accumulator}"
-    if backend == "emulate":
+    if _asks_for_emulation(backend):
         return Choice("emulate", emulated, "asked for")
     plan = against or plan_of(gemm)
     reason = _no_gemm(gemm, plan, device)
-    if reason is None and isinstance(plan, Plan):
-        return Choice("native", str(plan), "", plan)
-    if backend == "native":
-        raise InputError(f"{what}: backend 'native' cannot run here: {reason}; use 'auto' or 'emulate'")
-    return Choice("emulate", emulated, reason or "")
+    found = plan if isinstance(plan, Plan) else None  # a plan that is words is a reason
+    return _decide(backend, reason, Choice("native", str(plan), "", found), what, emulated)
 
 
-def _check(backend: str) -> None:
+def _asks_for_emulation(backend: str) -> bool:
+    """Return whether nothing else is to be looked for; InputError for an unknown backend."""
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}{nearest(backend, BACKENDS)}")
+    return backend == "emulate"
+
+
+def _decide(backend: str, reason: str | None, native: Choice, what: str, emulated: str = _PLAINLY) -> Choice:
+    """Return ``native`` where no reason stands against it, else emulation with the reason; InputError if forbidden."""
+    if reason is None:
+        return native
+    if backend == "native":
+        raise InputError(f"{what}: backend 'native' cannot run here: {reason}; use 'auto' or 'emulate'")
+    return Choice("emulate", emulated, reason)
+
+
+def _misnamed(*casts: Cast) -> str | None:
+    """Return a reason where a cast is not what its spelling says; compiled code takes its word for it."""
+    if torch.compiler.is_compiling():
+        return None
+    other = next((cast for cast in casts if cast_of(cast.spelling) != cast), None)
+    return f"kernels know formats by their names, and {other.format} is not what its name says" if other else None
 
 
 def choose_quantize(backend: str, cast: Cast, x: Tensor, what: str = "tensor") -> Choice:
@@ -114,19 +130,10 @@ def choose_quantize(backend: str, cast: Cast, x: Tensor, what: str = "tensor") -
 
     Raises InputError for an unknown backend, and for ``native`` where only emulation is possible.
     """
-    _check(backend)
-    emulated = "plain PyTorch, one operation after another"
-    if backend == "emulate":
-        return Choice("emulate", emulated, "asked for")
-    spelling = cast.spelling
-    reason = _no_kernels(x.device.type) or _no_quantize_kernel(spelling, x.dtype)
-    if reason is None and not torch.compiler.is_compiling() and cast_of(spelling) != cast:
-        reason = f"kernels know formats by their names, and {cast.format} is not what its name says"
-    if reason is None:
-        return Choice("native", "one Triton pass", "")
-    if backend == "native":
-        raise InputError(f"{what}: backend 'native' cannot run here: {reason}; use 'auto' or 'emulate'")
-    return Choice("emulate", emulated, reason)
+    if _asks_for_emulation(backend):
+        return Choice("emulate", _PLAINLY, "asked for")
+    reason = _no_kernels(x.device.type) or _no_quantize_kernel(cast.spelling, x.dtype) or _misnamed(cast)
+    return _decide(backend, reason, Choice("native", "one Triton pass", ""), what)
 
 
 def choose_optimizer(
@@ -141,20 +148,14 @@ def choose_optimizer(
 
     Raises InputError for an unknown backend, and for ``native`` where only emulation is possible.
     """
-    _check(backend)
-    emulated = "plain PyTorch, one operation after another"
-    if backend == "emulate":
-        return Choice("emulate", emulated, "asked for")
+    if _asks_for_emulation(backend):
+        return Choice("emulate", _PLAINLY, "asked for")
     reason = _no_kernels(p.device.type)
     if reason is None:
         from narrowcast.kernels.kept_facts import reason as reason_of
 
         reason = reason_of(rule, storages, p, gradient)
-    if reason is None:
-        return Choice("native", "one Triton launch for all tensors", "")
-    if backend == "native":
-        raise InputError(f"{what}: backend 'native' cannot run here: {reason}; use 'auto' or 'emulate'")
-    return Choice("emulate", emulated, reason)
+    return _decide(backend, reason, Choice("native", "one Triton launch for all tensors", ""), what)
 
 
 @constant
@@ -174,7 +175,7 @@ def _no_quantize_kernel(cast: str, dtype: torch.dtype) -> str | None:
     """Return why no kernel quantizes tensors of ``dtype`` by a cast, or None where one does."""
     from narrowcast.kernels.support import reason
 
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in _READ:
         return f"kernels read float32, bfloat16 and float16, not {dtype}"
     try:
         return reason(cast_of(cast))
@@ -260,22 +261,12 @@ def choose_both(backend: str, cast: Cast, across: Cast | None, x: Tensor, what: 
 
     Raises InputError for an unknown backend, and for ``native`` where only emulation is possible.
     """
-    _check(backend)
-    emulated = "plain PyTorch, one operation after another"
-    if backend == "emulate":
-        return Choice("emulate", emulated, "asked for")
+    if _asks_for_emulation(backend):
+        return Choice("emulate", _PLAINLY, "asked for")
     spelled = (cast.spelling, across.spelling if across is not None else "")
-    reason = _no_kernels(x.device.type) or _no_both_kernel(*spelled, x.dtype)
-    if reason is None and not torch.compiler.is_compiling():
-        known = [c for c in (cast, across) if c is not None and cast_of(c.spelling) != c]
-        reason = (
-            f"kernels know formats by their names, and {known[0].format} is not what its name says" if known else None
-        )
-    if reason is None:
-        return Choice("native", "Triton passes over both orientations", "")
-    if backend == "native":
-        raise InputError(f"{what}: backend 'native' cannot run here: {reason}; use 'auto' or 'emulate'")
-    return Choice("emulate", emulated, reason)
+    casts = (cast,) if across is None else (cast, across)
+    reason = _no_kernels(x.device.type) or _no_both_kernel(*spelled, x.dtype) or _misnamed(*casts)
+    return _decide(backend, reason, Choice("native", "Triton passes over both orientations", ""), what)
 
 
 @constant
@@ -283,7 +274,7 @@ def _no_both_kernel(cast: str, across: str, dtype: torch.dtype) -> str | None:
     """Return why no kernel makes both orientations by these casts, or None where one does."""
     from narrowcast.kernels.sides import reason
 
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in _READ:
         return f"kernels read float32, bfloat16 and float16, not {dtype}"
     try:
         return reason(cast_of(cast), cast_of(across) if across else None)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from narrowcast.metrics import same_top
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -65,5 +67,5 @@ def _compared(target: Tensor, before: Tensor, after: Tensor) -> tuple[float, ...
     """Return tokens, both summed losses, summed divergence and agreements of one row's logits ``[length, vocab]``."""
     p, q = (torch.log_softmax(x.float(), -1) for x in (before, after))
     losses = [float(F.nll_loss(x, target.to(x.device), reduction="sum")) for x in (p, q)]
-    divergence, same = (p.exp() * (p - q)).sum(), (p.argmax(-1) == q.argmax(-1)).sum()
-    return float(target.numel()), *losses, float(divergence), float(same)
+    divergence = (p.exp() * (p - q)).sum()  # in float32: a row of a large vocabulary is as large as a block
+    return float(target.numel()), *losses, float(divergence), float(same_top(p, q).sum())
