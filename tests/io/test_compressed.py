@@ -10,6 +10,7 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
 
 from narrowcast.errors import InputError
+from narrowcast.io.cached import cached_in_fp8
 from narrowcast.io.compressed import CompressedTensors, served
 from narrowcast.io.compressed.args import cast_from, input_args, weight_args
 from narrowcast.io.compressed.formats import FORMATS, name_of
@@ -210,12 +211,26 @@ def test_experts_are_split_under_the_checkpoints_names():
 
 
 def test_scales_of_cached_keys_and_values():
-    layout = CompressedTensors(BF16, kv={"m.self_attn": (448.0, 7.0)})
-    assert {n: t.tolist() for n, t in layout.kv_tensors().items()} == {
+    layout, (made,) = CompressedTensors(BF16), cached_in_fp8({"m.self_attn": (448.0, 7.0)}, "bfloat16")
+    assert {n: t.tolist() for n, t in layout.cache_tensors(made).items()} == {
         "m.self_attn.k_scale": [1.0], "m.self_attn.v_scale": [0.015625],
     }  # fmt: skip
-    parsed = QuantizationConfig.model_validate(layout.config([spec("FP8_DYNAMIC")], []))
-    assert parsed.kv_cache_scheme.num_bits == 8
+    parsed = QuantizationConfig.model_validate(layout.config([spec("FP8_DYNAMIC")], [], [made.spec]))
+    assert parsed.kv_cache_scheme.num_bits == 8 and layout.cache_refusal(made.spec) == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ordered": True}, "an order of their own"),
+        ({"static": False}, "under one calibrated scale each"),
+        ({"value": None}, "cached values stay wide"),
+        ({"key": cast("int8/row/float16")}, "cached keys become int8/row/float16"),
+    ],
+)
+def test_caches_that_cannot_be_written(change, said):
+    (made,) = cached_in_fp8({"m.self_attn": (448.0, 7.0)}, "bfloat16")
+    assert said in CompressedTensors(BF16).cache_refusal(replace(made.spec, **change))
 
 
 @pytest.mark.parametrize(

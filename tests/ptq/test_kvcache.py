@@ -89,17 +89,3 @@ def test_what_does_not_fit_is_refused():
         head_order(torch.zeros(10, 4), 3)
     with pytest.raises(InputError, match="no attention with a k_proj"):
         key_orders(torch.nn.Linear(2, 2))
-
-
-def test_a_recipe_may_narrow_the_cache_too():
-    from dataclasses import replace
-
-    from narrowcast.ptq.catalogue import recipe
-    from narrowcast.ptq.pipeline import quantize_model
-
-    plain, cached = (built(next(a for a in TABLE if a.name == "llama")) for _ in range(2))
-    quantize_model(plain, recipe("w8a8-fp8"), [])
-    quantize_model(cached, replace(recipe("w8a8-fp8"), kv=cast("int4/row/float16")), [])
-    expected = copy.deepcopy(plain)
-    narrow_cache(expected, CacheCasts(cast("int4/row/float16"), cast("int4/row/float16")))
-    assert torch.equal(logits(cached), logits(expected)) and not torch.equal(logits(cached), logits(plain))

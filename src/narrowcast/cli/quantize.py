@@ -139,6 +139,12 @@ def _loss(row: dict[str, Any]) -> str:
     return f"{name} ({row['sqnr_db']:.1f} dB)" if row["sqnr_db"] is not None else name
 
 
+def cached_line(before: float, after: float) -> str:
+    """Return what one token takes in the cache of keys and values, in words."""
+    smaller = f" ({before / after:.1f}x smaller)" if after < before else ", wide as before"
+    return f"keys and values: {before:,.0f} -> {after:,.0f} bytes a token cached{smaller}, all layers, scales counted"
+
+
 def _show_plan(plan: Any) -> None:
     from narrowcast.ptq.plan import folded, short
 
@@ -156,6 +162,8 @@ def _show_plan(plan: Any) -> None:
         f"({plan.bytes_before / plan.bytes_after:.1f}x smaller), scales counted; in memory at a time: a block of "
         f"{sized(plan.block_bytes)} in float32, and its activations"
     )
+    if plan.cached is not None:
+        console.print(cached_line(*plan.cached))
     for name, speed in (("16 bits", plan.before), (plan.recipe, plan.after)):
         console.print(
             f"{plan.gpu}, {name}: prefill {speed.prefill_rate:,.0f} tokens/s, decode {speed.decode_rate:,.0f} tokens/s "

@@ -2,7 +2,9 @@
 
 A weight ``P`` becomes ``P.codes`` (uint8, packed as `formats.packing` says), ``P.scales`` (as the scale format stores
 them), ``P.tensor_scale`` (float32, where there is a second level) and ``P.input_amax`` (float32, where the scale of
-the input is static). The experts of a fused weight are stacked on a first axis. config.json lists all layers.
+the input is static). The experts of a fused weight are stacked on a first axis. config.json lists all layers, and the
+casts of cached keys and values; an attention module ``A`` whose keys are cached in another order of channels has
+``A.key_order`` (int64).
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.io.cached import CacheLayer, CacheSpec
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer
 from narrowcast.quantize import Cast, QTensor
 
 METHOD = "narrowcast"
-VERSION = 1
+VERSION, WITH_CACHE = 1, 2  # readers of the first know no cache, and would run the model without it
+KEY_ORDER = "key_order"
 _PARTS = ("codes", "scales", "tensor_scale", "input_amax")
 
 
@@ -41,6 +45,14 @@ class Native:
         """Return an empty string: nothing is refused."""
         return ""
 
+    def cache_casts(self, key: Cast | None, value: Cast | None) -> tuple[Cast | None, Cast | None]:
+        """Return the casts as they are."""
+        return key, value
+
+    def cache_refusal(self, spec: CacheSpec) -> str:
+        """Return an empty string: nothing is refused."""
+        return ""
+
     def tensors(self, layer: QuantizedLayer) -> dict[str, Tensor]:
         """Return codes, scales and what else is stored of ``layer``."""
         name, first = layer.spec.name, layer.matrices[0]
@@ -55,11 +67,19 @@ class Native:
             found[f"{name}.input_amax"] = torch.tensor(layer.input_amax)
         return {key: value.cpu().contiguous() for key, value in found.items()}
 
-    def config(self, specs: Sequence[LayerSpec], wide: Sequence[str]) -> dict[str, Any]:
-        """Return the quantization_config: every layer with its casts."""
-        return {"quant_method": METHOD, "version": VERSION, "layers": [spec.to_json() for spec in specs]}
+    def cache_tensors(self, layer: CacheLayer) -> dict[str, Tensor]:
+        """Return the order of the keys' channels, where there is one."""
+        return {} if layer.order is None else {f"{layer.spec.module}.{KEY_ORDER}": layer.order.cpu().contiguous()}
 
-    def notes(self, specs: Sequence[LayerSpec]) -> list[str]:
+    def config(
+        self, specs: Sequence[LayerSpec], wide: Sequence[str], cache: Sequence[CacheSpec] = ()
+    ) -> dict[str, Any]:
+        """Return the quantization_config: every layer with its casts."""
+        found = {"quant_method": METHOD, "version": VERSION, "layers": [spec.to_json() for spec in specs]}
+        more = {"version": WITH_CACHE, "cache": [spec.to_json() for spec in cache]}
+        return {**found, **more} if cache else found
+
+    def notes(self, specs: Sequence[LayerSpec], cache: Sequence[CacheSpec] = ()) -> list[str]:
         """Return nothing: it is read back as it was."""
         return []
 
@@ -70,12 +90,21 @@ def specs_from_config(settings: Mapping[str, Any], what: str) -> list[LayerSpec]
     method = config.get("quant_method") if isinstance(config, dict) else None
     if not isinstance(config, dict) or method != METHOD:
         raise InputError(f"model {what}: its quant_method is {method!r}, expected {METHOD!r}")
-    if config.get("version") != VERSION:
-        raise InputError(f"model {what}: layout version {config.get('version')}, expected {VERSION}; update narrowcast")
+    if config.get("version") not in (VERSION, WITH_CACHE):
+        known = f"{VERSION} or {WITH_CACHE}"
+        raise InputError(f"model {what}: layout version {config.get('version')}, expected {known}; update narrowcast")
     try:
         return [LayerSpec.from_json(row) for row in config["layers"]]
     except (KeyError, TypeError) as error:
         raise InputError(f"model {what}: its quantization_config lacks {error}; copy it again") from None
+
+
+def cache_from_config(settings: Mapping[str, Any], what: str) -> list[CacheSpec]:
+    """Return what cached keys and values become, from the config.json that `specs_from_config` took."""
+    try:
+        return [CacheSpec.from_json(row) for row in settings["quantization_config"].get("cache", [])]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"model {what}: its quantization_config's cache lacks {error}; copy it again") from None
 
 
 def stored_names(spec: LayerSpec) -> list[str]:

@@ -1,7 +1,7 @@
 """Saving a model that was quantized in memory, as a folder that `transformers` and vLLM load as it is."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError, nearest
+from narrowcast.io.cached import CacheLayer, cached_in_fp8
 from narrowcast.io.compressed import CompressedTensors
+from narrowcast.io.compressed.args import CARRIER
 from narrowcast.io.files import new_folder
 from narrowcast.io.native import Native
-from narrowcast.io.quantized import LayerSpec, Layout, QuantizedLayer, remembered
+from narrowcast.io.quantized import LayerSpec, Layout, QuantizedLayer, remembered, remembered_cache
 from narrowcast.io.shards import write_shards
 
 LAYOUTS = ("compressed-tensors", "narrowcast")
@@ -59,8 +61,8 @@ def save_pretrained(
         layout: ``compressed-tensors``, which `transformers` and vLLM load, or ``narrowcast``, which holds every cast;
             or a `Layout`.
         tokenizer: anything with ``save_pretrained``, or None.
-        kv: largest magnitudes of cached keys and values by attention module, to be cached in FP8 by serving tools
-            (compressed-tensors only).
+        kv: largest magnitudes of cached keys and values by attention module, to be cached in FP8 by serving tools; None
+            for what the recipe made of them.
         shard_bytes: most bytes of one file.
 
     Raises InputError where the layout cannot express a layer (named, with the remedy), where the folder holds
@@ -68,30 +70,31 @@ def save_pretrained(
     """
     layers = remembered(model)
     specs = [layer.spec for layer in layers]
-    chosen = layout_for(model, specs, layout, kv)
+    chosen = layout_for(model, specs, layout)
+    cache = remembered_cache(model) if kv is None else cached_in_fp8(kv, CARRIER[_dtype(model)])
     refuse(chosen, specs)
+    for one in cache:
+        if why := chosen.cache_refusal(one.spec):
+            raise InputError(f"layout {chosen.name} cannot hold {one.spec.module}: {why}; layout 'narrowcast' can")
     target = Path(path)
     with new_folder(target) as folder:
-        total = write_shards(folder, _tensors(model, layers, chosen), shard_bytes)
-        _write_config(model, folder, chosen.config(specs, wide_modules(model, specs)))
+        total = write_shards(folder, _tensors(model, layers, cache, chosen), shard_bytes)
+        of_cache = [one.spec for one in cache]
+        _write_config(model, folder, chosen.config(specs, wide_modules(model, specs), of_cache))
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-    return Saved(target, chosen.name, len(layers), total, tuple(chosen.notes(specs)))
+    return Saved(target, chosen.name, len(layers), total, tuple(chosen.notes(specs, of_cache)))
 
 
-def layout_for(
-    model: nn.Module, specs: list[LayerSpec], layout: str | Layout, kv: Mapping[str, tuple[float, float]] | None = None
-) -> Layout:
+def layout_for(model: nn.Module, specs: list[LayerSpec], layout: str | Layout) -> Layout:
     """Return the layout called ``layout``, ready for ``model`` (whose weights may be on the meta device)."""
     if not isinstance(layout, str):
         return layout
     if layout not in LAYOUTS:
         raise InputError(f"unknown layout {layout!r}{nearest(layout, LAYOUTS)}")
     if layout == "narrowcast":
-        if kv:
-            raise InputError("layout narrowcast stores no scales of cached keys and values; use compressed-tensors")
         return Native()
-    return CompressedTensors(kv=kv or {}).for_model(model, specs, _dtype(model))
+    return CompressedTensors().for_model(model, specs, _dtype(model))
 
 
 def refuse(layout: Layout, specs: Iterable[LayerSpec]) -> None:
@@ -112,7 +115,9 @@ def wide_modules(model: nn.Module, specs: Iterable[LayerSpec]) -> list[str]:
     ]
 
 
-def _tensors(model: nn.Module, layers: tuple[QuantizedLayer, ...], layout: Layout) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    model: nn.Module, layers: tuple[QuantizedLayer, ...], cache: Sequence[CacheLayer], layout: Layout
+) -> Iterator[tuple[str, Tensor]]:
     for layer in layers:
         yield from layout.tensors(layer).items()
     narrow = {layer.spec.name for layer in layers}
@@ -122,8 +127,8 @@ def _tensors(model: nn.Module, layers: tuple[QuantizedLayer, ...], layout: Layou
         for name, tensor in model.state_dict().items()
         if name not in narrow and name not in tied and ".input_cast." not in f".{name}"
     }
-    if isinstance(layout, CompressedTensors):
-        yield from layout.kv_tensors().items()
+    for one in cache:
+        yield from layout.cache_tensors(one).items()
     yield from layout.wide(state).items()
 
 

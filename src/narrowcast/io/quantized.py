@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.io.cached import CacheLayer, CacheSpec
 from narrowcast.quantize import Cast, QTensor, cast
 from narrowcast.transforms import Hadamard, transform
 
@@ -115,26 +116,41 @@ class Layout(Protocol):
     def refusal(self, spec: LayerSpec) -> str:
         """Return why the layout cannot hold such a layer, or an empty string."""
 
+    def cache_casts(self, key: Cast | None, value: Cast | None) -> tuple[Cast | None, Cast | None]:
+        """Return what its loaders compute in place of these casts of cached keys and values."""
+
+    def cache_refusal(self, spec: CacheSpec) -> str:
+        """Return why the layout cannot hold such a cache of keys and values, or an empty string."""
+
     def tensors(self, layer: QuantizedLayer) -> dict[str, Tensor]:
         """Return what is stored for ``layer``, by full tensor name."""
+
+    def cache_tensors(self, layer: CacheLayer) -> dict[str, Tensor]:
+        """Return what is stored for the cache of one attention module, by full tensor name."""
 
     def wide(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the tensors that are stored for parameters that stay as they are, by name."""
 
-    def config(self, specs: Sequence[LayerSpec], wide: Sequence[str]) -> dict[str, Any]:
-        """Return config.json's ``quantization_config``: ``specs`` are narrow, the modules named in ``wide`` are not."""
+    def config(
+        self, specs: Sequence[LayerSpec], wide: Sequence[str], cache: Sequence[CacheSpec] = ()
+    ) -> dict[str, Any]:
+        """Return config.json's ``quantization_config``: ``specs`` are narrow, the modules named in ``wide`` are not.
 
-    def notes(self, specs: Sequence[LayerSpec]) -> list[str]:
+        ``cache`` says what cached keys and values become, where they are narrowed.
+        """
+
+    def notes(self, specs: Sequence[LayerSpec], cache: Sequence[CacheSpec] = ()) -> list[str]:
         """Return what loaders do otherwise than the model in memory."""
 
 
-#: attribute of a model that was quantized in memory: its tuple of `QuantizedLayer`
-_ATTRIBUTE = "narrowcast_layers"
+#: attributes of a model that was quantized in memory: its tuples of `QuantizedLayer` and of `CacheLayer`
+_ATTRIBUTE, _CACHE = "narrowcast_layers", "narrowcast_cache"
 
 
-def remember(model: Any, layers: Sequence[QuantizedLayer]) -> None:
-    """Attach ``layers`` to a model that was quantized in place, for whoever saves it."""
+def remember(model: Any, layers: Sequence[QuantizedLayer], cache: Sequence[CacheLayer] = ()) -> None:
+    """Attach ``layers`` and ``cache`` to a model that was quantized in place, for whoever saves it."""
     setattr(model, _ATTRIBUTE, tuple(layers))
+    setattr(model, _CACHE, tuple(cache))
 
 
 def remembered(model: Any) -> tuple[QuantizedLayer, ...]:
@@ -143,3 +159,9 @@ def remembered(model: Any) -> tuple[QuantizedLayer, ...]:
     if layers is None:
         raise InputError("the model carries no quantized layers; quantize it first (nc.ptq.quantize_model)")
     return layers
+
+
+def remembered_cache(model: Any) -> tuple[CacheLayer, ...]:
+    """Return what the cache of a model that was quantized in memory became; empty where it stays wide."""
+    found: tuple[CacheLayer, ...] = getattr(model, _CACHE, ())
+    return found

@@ -40,15 +40,19 @@ def repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]
 def set_layer_attention(model: nn.Module, attention: LayerAttention) -> None:
     """Let every attention layer of ``model`` call ``attention(module, q, k, v, mask, scale)``, as for `set_attention`.
 
-    ``k`` and ``v`` are what a cache would hold, behind rotary embeddings: ``[B, G, S, D]`` with G key heads.
+    ``k`` and ``v`` are what a cache would hold, behind rotary embeddings: ``[B, G, S, D]`` with G key heads. A model
+    whose attention caps its scores or has sinks is refused with InputError when it runs.
     """
     with quiet():
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import eager_mask
 
     def forward(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **_: Any
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **more: Any
     ) -> tuple[Tensor, None]:
+        for name in ("softcap", "s_aux"):  # a cap on the scores; sinks
+            if more.get(name) is not None:
+                raise InputError(f"{type(module).__name__}: its attention takes {name}, which none here has")
         return attention(module, query, key, value, mask, scaling).transpose(1, 2).contiguous(), None
 
     choose: Callable[[str], None] | None = getattr(model, "set_attn_implementation", None)

@@ -19,11 +19,12 @@ from narrowcast.ptq.folder import QuantizeConfig, plan_folder, quantize_folder
 from narrowcast.ptq.gptq import Solution, Solver, gptq, output_error
 from narrowcast.ptq.kv import kv_peaks
 from narrowcast.ptq.pipeline import Quantization, quantize_model
-from narrowcast.ptq.recipe import PtqRecipe, Scheme
+from narrowcast.ptq.recipe import CacheScheme, PtqRecipe, Scheme
 from narrowcast.ptq.search import AbsMax, LeastError, LeastOutputError, Percentile, Search
 
 __all__ = [
     "AbsMax",
+    "CacheScheme",
     "CalibrationConfig",
     "Learned",
     "LeastError",

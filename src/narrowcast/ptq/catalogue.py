@@ -2,7 +2,7 @@
 
 from narrowcast.errors import InputError, nearest
 from narrowcast.ptq.gptq import Solver
-from narrowcast.ptq.recipe import Awq, PtqRecipe, Scheme, Smooth
+from narrowcast.ptq.recipe import Awq, CacheScheme, PtqRecipe, Scheme, Smooth
 from narrowcast.ptq.search import LeastError, LeastOutputError
 from narrowcast.quantize import cast
 from narrowcast.transforms import Hadamard
@@ -25,6 +25,8 @@ _E5M2_DIRECT = Scheme(cast("e5m2/row/fp32"), cast("e5m2"))
 _FP8_MIXED = Scheme(cast("e3m4fn/row/fp32"), cast("e4m3fn/tensor/fp32"), static=True)
 _FP4_SIGNS, _NF4_SIGNS = Scheme(cast("e2m1fn/1x128+pad/float16-signs")), Scheme(cast("nf4/1x128+pad/float16-signs"))
 _NF4_DOUBLE = Scheme(cast("nf4/1x64+pad/dynamic8+fp32x256-mean"))
+_KV_FP8 = CacheScheme(cast("e4m3fn/tensor/divide-fp32"), cast("e4m3fn/tensor/divide-fp32"), static=True)
+_KV_SORTED = CacheScheme(cast("int4_full/1x32+pad/e8m0"), cast("int8/row/float16"), ordered=True)
 _FP8_BLOCK = Scheme(cast("e4m3fn/128x128+pad/fp32"), cast("e4m3fn/1x128+pad/fp32"))
 
 _KURTIC = "Kurtic et al. 2025, Give Me BF16 or Give Me Death? (ACL)"
@@ -37,10 +39,13 @@ _ZHANG = "Zhang et al. 2023, AFPQ: Asymmetric Floating Point Quantization for LL
 _DETTMERS = "Dettmers et al. 2023, QLoRA: Efficient Finetuning of Quantized LLMs"
 _OCP = "OCP 2023, Microscaling Formats v1.0"
 _DEEPSEEK = "DeepSeek-AI 2024, DeepSeek-V3"
+_VLLM = "vLLM's FP8 cache under calibrated scales (kv_cache_scheme of compressed-tensors)"
+_TRUKHANOV = "Trukhanov & Soloveychik 2024, Accurate Block Quantization in LLMs with Outliers"
 _CLIP = LeastOutputError()
 
 _ROWS = (
     PtqRecipe("w8a8-fp8", "FP8: weights per channel, activations per token, dynamic; no data", _KURTIC, _W8_FP8),
+    PtqRecipe("w8a8-fp8-kv-fp8", "w8a8-fp8, and an FP8 cache under calibrated scales", _VLLM, _W8_FP8, kv=_KV_FP8),
     PtqRecipe("w8a8-fp8-static", "FP8, one scale per tensor, activations calibrated", _SHEN, _FP8_STATIC),
     PtqRecipe("w8a8-fp8-block", "FP8 in 128x128 blocks, activations 1x128", _DEEPSEEK, _FP8_BLOCK),
     PtqRecipe("w8a8-e4m3-static", "E4M3 per channel, activations calibrated per tensor", _SHEN, _FP8_CHANNEL_STATIC),
@@ -57,6 +62,8 @@ _ROWS = (
     PtqRecipe("w4a16-rtn-g32", "INT4 in groups of 32, rounded to nearest", _FRANTAR, _W4_G32),
     PtqRecipe("w4a16-gptq-g32", "INT4 in groups of 32: GPTQ under searched scales", _KURTIC, _W4_G32,
               search=LeastError(), solver=Solver()),
+    PtqRecipe("w4a16-gptq-g32-kv-k4v8", "w4a16-gptq-g32, and cached keys in 4 bits, channels in order; values in 8",
+              _TRUKHANOV, _W4_G32, search=LeastError(), solver=Solver(), kv=_KV_SORTED),
     PtqRecipe("w4a16-descent", "INT4 in groups of 128: GPTQ, then coordinate descent", _BEHDIN, _W4_G128,
               search=LeastError(), solver=Solver(refine=2)),
     PtqRecipe("w4a16-descent-g32", "INT4 in groups of 32: GPTQ, then coordinate descent", _BEHDIN, _W4_G32,

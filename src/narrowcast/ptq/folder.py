@@ -28,7 +28,7 @@ from narrowcast.ptq.pretrained import load
 from narrowcast.ptq.recipe import PtqRecipe
 from narrowcast.ptq.samples import beginnings, continued, side_by_side
 from narrowcast.ptq.served import in_layout
-from narrowcast.ptq.staging import Staging, check_out, layer_specs, plain
+from narrowcast.ptq.staging import Staging, cache_specs, check_out, layer_specs, plain
 from narrowcast.ptq.stream import Piece, Streamer
 from narrowcast.ptq.targets import find_targets
 
@@ -253,7 +253,7 @@ def _config_json(config: QuantizeConfig, source: HollowModel, records: list[Json
     specs = layer_specs(records)
     narrow = {spec.module for spec in specs}
     wide = [n for n, m in source.model.named_modules() if type(m).__name__ in ("Linear", "Conv1D") and n not in narrow]
-    settings = {**source.settings, "quantization_config": config.layout.config(specs, wide)}
+    settings = {**source.settings, "quantization_config": config.layout.config(specs, wide, cache_specs(records))}
     if config.dtype is not None:
         settings.pop("torch_dtype", None)
         settings["dtype"] = str(config.dtype).removeprefix("torch.")

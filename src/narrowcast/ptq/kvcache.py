@@ -10,7 +10,7 @@ Casts run along the head dimension: one token of one head is a row.
 Source: Trukhanov & Soloveychik 2024, "Accurate Block Quantization in LLMs with Outliers" (sheet 50).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.io.cached import CacheLayer
 from narrowcast.models.attention import repeated, set_layer_attention
 from narrowcast.quantize import Cast
 
@@ -86,11 +87,20 @@ def key_orders(model: nn.Module, pairs: bool = False) -> dict[str, Tensor]:
     return found
 
 
-def narrow_cache(model: nn.Module, casts: CacheCasts) -> None:
+def attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules of ``model`` that attend, by name: the innermost whose class is called so."""
+    named = {n: m for n, m in model.named_modules() if type(m).__name__.endswith("Attention")}
+    return {n: m for n, m in named.items() if not any(other.startswith(f"{n}.") for other in named)}
+
+
+def narrow_cache(
+    model: nn.Module, casts: CacheCasts, watch: Callable[[str, Tensor, Tensor], None] | None = None
+) -> None:
     """Let the attention of ``model`` see keys and values as a cache under ``casts`` would give them back, in place.
 
-    Every key and value is stored, those of the newest token too. Raises InputError for an order of another shape, for
-    an unknown module, and for a model whose attention cannot be set.
+    Every key and value is stored, those of the newest token too. ``watch`` is shown each module's name, keys and values
+    ``[B, G, S, D]`` before. Raises InputError for an order of another shape, for an unknown module, and for a model
+    whose attention cannot be set.
     """
     names = {module: name for name, module in model.named_modules()}
     if unknown := (casts.order.keys() | casts.own.keys()) - set(names.values()):
@@ -100,10 +110,18 @@ def narrow_cache(model: nn.Module, casts: CacheCasts) -> None:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
         if module in names:  # else another model that shares this one's config, and with it the setting
+            if watch is not None:
+                watch(names[module], key, value)
             query, key, value = _stored(casts, names[module], query, key, value)
         return F.scaled_dot_product_attention(query, *repeated(query, key, value), attn_mask=mask, scale=scale)
 
     set_layer_attention(model, attend)
+
+
+def narrow_as(model: nn.Module, cache: Sequence[CacheLayer]) -> None:
+    """Let the attention of ``model`` see keys and values as the caches of its modules give them back, in place."""
+    order = {one.spec.module: one.order for one in cache if one.order is not None}
+    narrow_cache(model, CacheCasts(order=order, own={o.spec.module: (o.spec.key, o.spec.value) for o in cache}))
 
 
 def _stored(casts: CacheCasts, name: str, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

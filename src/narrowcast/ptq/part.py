@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.io.cached import CacheLayer
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer
 from narrowcast.ptq.blocks import Forward
 from narrowcast.ptq.groups import tied_by_name
@@ -25,11 +26,13 @@ class Part:
         narrowed: every matrix that was quantized, in the model's order.
         layers: the same by weight, ready to be written.
         silent: input channels that were zero on every calibration row, by the name of the group's first weight.
+        cache: what became of cached keys and values, by attention module.
     """
 
     narrowed: list[Narrowed] = field(default_factory=list)
     layers: list[QuantizedLayer] = field(default_factory=list)
     silent: dict[str, int] = field(default_factory=dict)
+    cache: list[CacheLayer] = field(default_factory=list)
 
 
 def quantize_part(model: nn.Module, members: list[Target], recipe: PtqRecipe, runs: Sequence[Forward]) -> Part:

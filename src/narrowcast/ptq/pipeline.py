@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.io.cached import CacheLayer
 from narrowcast.io.quantized import QuantizedLayer, remember
 from narrowcast.ptq.blocks import Call, Forward, find_blocks, record
+from narrowcast.ptq.cache import LiveCache
 from narrowcast.ptq.catalogue import recipe as recipe_of
-from narrowcast.ptq.kvcache import CacheCasts, narrow_cache
 from narrowcast.ptq.layers import Narrowed
 from narrowcast.ptq.part import Part, quantize_part
 from narrowcast.ptq.recipe import PtqRecipe
@@ -36,12 +37,14 @@ class Quantization:
         narrowed: every matrix that was quantized, in the model's order.
         kept: the weights that stay wide, and why.
         layers: the quantized weights with all that a checkpoint needs of them.
+        cache: what became of cached keys and values, by attention module; empty where they stay wide.
     """
 
     recipe: PtqRecipe
     narrowed: list[Narrowed] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
     layers: list[QuantizedLayer] = field(default_factory=list)
+    cache: list[CacheLayer] = field(default_factory=list)
 
     def take(self, part: Part) -> None:
         """Add what became of one part."""
@@ -79,21 +82,22 @@ def quantize_model(
     prefix, blocks = find_blocks(model)
     inside = members_of(targets, prefix, len(blocks))
     placed = {t.name for members in inside for t in members}
+    cache = LiveCache(model, recipe.kv) if recipe.kv is not None else None
     calls = [record(blocks, forward) for forward in forwards] if prefix else []
     for number, (block, members) in enumerate(zip(blocks, inside, strict=True)):
         on_block(number, len(blocks), f"{prefix}.{number}" if prefix else type(model).__name__)
         runs = [_runner(block, per_block[number]) for per_block in calls] if prefix else forwards
         if members:
             result.take(quantize_part(model, members, recipe, runs))
+        if cache is not None:
+            result.cache += cache.settle(f"{prefix}.{number}." if prefix else "", runs)
         if prefix:
             _advance(block, calls, number)
     outside = [t for t in targets if t.name not in placed]
     if outside:
         result.take(quantize_part(model, outside, recipe, forwards))
     on_block(len(blocks), len(blocks), "")
-    if recipe.kv is not None:
-        narrow_cache(model, CacheCasts(recipe.kv, recipe.kv))
-    remember(model, result.layers)
+    remember(model, result.layers, result.cache)
     return result
 
 

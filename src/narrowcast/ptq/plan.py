@@ -5,16 +5,21 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from narrowcast.analysis.roofline import Gpu
 from narrowcast.analysis.serving import Speed, kernel, kind_of, narrow_product, served, wide_product
 from narrowcast.errors import InputError
+from narrowcast.io.cached import CacheSpec
 from narrowcast.io.hollow import HollowModel
 from narrowcast.io.quantized import LayerSpec, Layout
 from narrowcast.nn.convert import KEEP_WIDE
 from narrowcast.ptq.blocks import find_blocks
+from narrowcast.ptq.cache import token_bytes
+from narrowcast.ptq.kvcache import attention_modules
 from narrowcast.ptq.part import specs_of
 from narrowcast.ptq.recipe import PtqRecipe
-from narrowcast.ptq.targets import find_targets
+from narrowcast.ptq.targets import Target, find_targets
 
 _ESCAPES = 0.05  # share of the bytes meant to shrink that may stay as they are
 _EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k")
@@ -57,6 +62,8 @@ class Plan:
         gpu: name of the GPU.
         before, after: predicted speed of the model as it is (16 bits) and quantized.
         block_bytes: largest block as float32: what is in memory at a time.
+        cached: bytes that one token takes in the cache of keys and values, wide and under the recipe, scales of tiles
+            counted; None where the model caches nothing or something else.
         notes: what else there is to know.
     """
 
@@ -67,6 +74,7 @@ class Plan:
     before: Speed
     after: Speed
     block_bytes: int
+    cached: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -88,6 +96,7 @@ class Plan:
             "bytes_before": self.bytes_before,
             "bytes_after": self.bytes_after,
             "block_bytes": self.block_bytes,
+            "cached_bytes": None if self.cached is None else list(self.cached),
             "speed": speeds,
             "notes": list(self.notes),
         }
@@ -104,6 +113,9 @@ def make_plan(source: HollowModel, recipe: PtqRecipe, layout: Layout, on: Gpu) -
     for spec in specs:
         _check(spec, layout)
     sizes = Counter(spec.group for spec in specs)
+    attention = attention_modules(source.model)
+    cache = [recipe.kv.spec(name) for name in attention] if recipe.kv is not None else []
+    _check_cache(source, recipe, cache, layout)
     rows = {spec.name: _narrow_row(source, spec, sizes[spec.group] > 1) for spec in specs}
     for one in kept:
         name = source.places.canonical(one.name) or one.name
@@ -119,7 +131,7 @@ def make_plan(source: HollowModel, recipe: PtqRecipe, layout: Layout, on: Gpu) -
             sizes_of = source.stored_bytes(name), source.kept_bytes(name)
             rows[name] = Row(name, "vector", tuple(parameter.shape), "wide", "a vector, no matrix", *sizes_of)
     place = {name: float(number) for number, name in enumerate(source.places.names)}
-    sites = _attention(source, recipe, place)
+    sites = _attention(source, recipe, attention, place)
     place |= {row.name: number + 0.5 for row, number in sites}
     rows |= {row.name: row for row, _ in sites}
     ordered = tuple(sorted(rows.values(), key=lambda r: place[source.places.canonical(r.name) or r.name]))
@@ -137,7 +149,8 @@ def make_plan(source: HollowModel, recipe: PtqRecipe, layout: Layout, on: Gpu) -
     unquantized = [wide_product(s.shape, s.count, m) for s, m in zip(specs, met, strict=True)]
     return Plan(
         recipe.name, ordered, tuple(specs), on.name, served([*unquantized, *wide], on), served([*narrow, *wide], on),
-        _block_bytes(source), (*_notes(source, recipe, specs), *layout.notes(specs)),
+        _block_bytes(source), token_bytes(source.model, recipe.kv, _dtype_size(source, targets)),
+        (*_notes(source, recipe, specs), *layout.notes(specs, cache)),
     )  # fmt: skip
 
 
@@ -182,15 +195,30 @@ def _narrow_row(source: HollowModel, spec: LayerSpec, tied: bool) -> Row:
     )  # fmt: skip
 
 
-def _attention(source: HollowModel, recipe: PtqRecipe, place: dict[str, float]) -> list[tuple[Row, float]]:
+def _check_cache(source: HollowModel, recipe: PtqRecipe, cache: list[CacheSpec], layout: Layout) -> None:
+    """Refuse a narrow cache where the model has none, a tile does not divide a head, or the layout cannot hold it."""
+    if recipe.kv is None:
+        return
+    if not cache or not getattr(source.model, "can_generate", lambda: False)():
+        kind = source.settings.get("model_type")
+        raise InputError(f"recipe {recipe.name} narrows cached keys and values, and model_type {kind!r} caches none")
+    if (refusal := layout.cache_refusal(cache[0])) != "":
+        raise InputError(f"layout {layout.name} cannot hold {cache[0].module}: {refusal}; take --layout narrowcast")
+    token_bytes(source.model, recipe.kv, 1)  # raises where a tile does not divide the head
+
+
+def _dtype_size(source: HollowModel, targets: list[Target]) -> int:
+    """Return the bytes of a number of the model as it will be loaded: that of its first weight to be narrowed."""
+    return source.kept_dtype(targets[0].name).itemsize
+
+
+def _attention(
+    source: HollowModel, recipe: PtqRecipe, modules: dict[str, nn.Module], place: dict[str, float]
+) -> list[tuple[Row, float]]:
     """Return a row for the products of every attention module, which have no weights, and its place behind them."""
-    named = {n: m for n, m in source.model.named_modules() if type(m).__name__.endswith("Attention")}
-    inner = {n: m for n, m in named.items() if not any(other.startswith(f"{n}.") for other in named)}
-    why = "no weights: q k^T and p v stay in 16 bits" + (
-        f", keys and values cached as {recipe.kv}" if recipe.kv else ""
-    )
+    why = "no weights: q k^T and p v stay in 16 bits" + (f", cached {recipe.kv}" if recipe.kv else "")
     found = []
-    for name, module in inner.items():
+    for name, module in modules.items():
         own = [place[c] for n, _ in module.named_parameters() if (c := source.places.canonical(f"{name}.{n}"))]
         row = Row(name, "attention", (), "wide", why, 0, 0, kernel="attention in 16 bits")
         found.append((row, max(own, default=0.0)))

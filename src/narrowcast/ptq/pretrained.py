@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from narrowcast.errors import InputError
 from narrowcast.formats import format
 from narrowcast.io import load_model
+from narrowcast.io.cached import CacheLayer, CacheSpec
 from narrowcast.io.compressed.args import CARRIER
 from narrowcast.io.foreign import Checkpoint, ReadWeight, open_checkpoint
 from narrowcast.io.naming import checkpoint_name
@@ -18,7 +19,7 @@ from narrowcast.io.native import METHOD
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer, remember
 from narrowcast.models.quiet import quiet
 from narrowcast.ptq.inputs import InputCast, attach
-from narrowcast.ptq.kvcache import CacheCasts, narrow_cache
+from narrowcast.ptq.kvcache import narrow_as
 from narrowcast.ptq.load import load_quantized
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import TENSOR, Divided
@@ -30,7 +31,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, kv: bool = True) ->
     Args:
         path: folder with config.json and safetensors, quantized in any layout that `describe` knows, or not at all.
         dtype: of the model; None for what its config says.
-        kv: whether attention sees keys and values as a cache under the checkpoint's scales would give them back.
+        kv: whether attention sees keys and values as the checkpoint's cache would give them back.
 
     The arithmetic is emulated. Weights are decoded in float32 and rounded to ``dtype``. The inputs of fused experts
     stay wide, as in `transformers`. The model carries its quantized layers, so that `save_pretrained` can write it in
@@ -39,7 +40,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, kv: bool = True) ->
     """
     checkpoint = open_checkpoint(Path(path))
     if checkpoint.reader is not None and checkpoint.reader.layout == METHOD:
-        return _native(checkpoint, dtype or checkpoint.dtype)
+        return _native(checkpoint, dtype or checkpoint.dtype, kv)
     state: dict[str, Tensor] = {}
     read: dict[str, ReadWeight] = {}
     chosen = dtype or checkpoint.dtype
@@ -61,27 +62,31 @@ def load(path: str | Path, dtype: torch.dtype | None = None, kv: bool = True) ->
             attach(module, InputCast(found.activation))
         if found is not None and found.quantized is not None:
             layers.append(_layer(name, found.quantized, found.activation))
-    if kv and (own := _cache_casts(checkpoint, model, chosen)):
-        narrow_cache(model, CacheCasts(own=own))
-    remember(model, layers)
+    cache = _cache(checkpoint, model) if kv else []
+    if cache:
+        narrow_as(model, cache)
+    remember(model, layers, cache)
     return model
 
 
-def _cache_casts(checkpoint: Checkpoint, model: nn.Module, dtype: torch.dtype) -> dict[str, tuple[Cast, Cast]]:
-    """Return the casts of cached keys and values by attention module: FP8 under its scales, 1 where one is missing."""
-    unit = Cast(format("e4m3fn"), TENSOR, Divided(CARRIER[dtype], 1.0))
+def _cache(checkpoint: Checkpoint, model: nn.Module) -> list[CacheLayer]:
+    """Return the cache of each attention module: FP8 under its scales, 1 where one is missing."""
+    carrier = CARRIER[checkpoint.dtype]
+    unit = Cast(format("e4m3fn"), TENSOR, Divided(carrier, 1.0))
     found: dict[str, dict[str, Cast]] = {}
     for name in checkpoint.beside:
         holder, _, last = name.rpartition(".")
         scale = checkpoint.stored[name].read().float().flatten()
         if len(scale) != 1:
             raise InputError(f"model {checkpoint.folder}: {name} holds {len(scale)} scales, one a head; pass kv=False")
-        made = Cast(format("e4m3fn"), TENSOR, Divided(CARRIER[dtype], float(scale)))
+        made = Cast(format("e4m3fn"), TENSOR, Divided(carrier, float(scale)))
         module = re.sub(r"(\.[kv]_proj)?(\.attn)?$", "", holder)
         for part in "kv" if last == "kv_scale" else last[0]:
             found.setdefault(module, {})[part] = made
     names = {checkpoint_name(model, n): n for n, m in model.named_modules() if hasattr(m, "k_proj")} if found else {}
-    return {names.get(m, m): (one.get("k", unit), one.get("v", unit)) for m, one in found.items()}
+    parts = {names.get(module, module): one for module, one in found.items()}
+    specs = [CacheSpec(m, one.get("k", unit), one.get("v", unit), static=True) for m, one in parts.items()]
+    return [CacheLayer(spec) for spec in specs]
 
 
 def _linear(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -98,9 +103,9 @@ def _layer(module: str, weight: QTensor, activation: Cast | None) -> QuantizedLa
     return QuantizedLayer(spec, (weight,))
 
 
-def _native(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+def _native(checkpoint: Checkpoint, dtype: torch.dtype, kv: bool) -> nn.Module:
     """Return a model of our own layout; buffers (rotary frequencies) keep their dtype, as `transformers` has it."""
-    model, _ = load_quantized(checkpoint.folder)
+    model, _ = load_quantized(checkpoint.folder, kv)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model.eval()

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 
 from narrowcast.errors import InputError
+from narrowcast.io.cached import CacheSpec
 from narrowcast.nn.convert import KEEP_WIDE
 from narrowcast.ptq.adaround import Learned
 from narrowcast.ptq.gptq import Solver
 from narrowcast.ptq.search import AbsMax, Search
 from narrowcast.quantize import Cast
-from narrowcast.scaling import DividedTwoLevel
+from narrowcast.scaling import Divided, DividedTwoLevel
 from narrowcast.transforms import Hadamard
 
 
@@ -44,6 +45,47 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class CacheScheme:
+    """The precision of cached keys and values. Casts run along the head dimension: one token of one head is a row.
+
+    Attributes:
+        key, value: their casts, or None to leave them wide; keys are cast behind their rotary embedding.
+        static: each layer's keys, and its values, have one scale, which comes from the calibration and stays.
+        ordered: the channels of each key head are put in an order in which like sizes share blocks (sheet 50), from the
+            calibration.
+    """
+
+    key: Cast | None
+    value: Cast | None = None
+    static: bool = False
+    ordered: bool = False
+
+    def __post_init__(self) -> None:
+        for cast in (self.key, self.value):
+            if cast is not None and (cast.random or cast.scale.delayed is not None or cast.tile.rows > 1):
+                raise InputError(f"cache: cast {cast} draws, has a history or shares scales between tokens; none may")
+            fixable = cast is None or (cast.tile.is_tensor and isinstance(cast.scale, Divided))
+            if self.static and not fixable:
+                raise InputError(f"cache: a static scale is one per tensor that can be fixed (divide-fp32), not {cast}")
+            if cast is not None and cast.tile.is_tensor and not self.static and cast.scale.needs_amax:
+                raise InputError(f"cache: cast {cast} would need all tokens at once; make it static or scale by rows")
+        if self.ordered and self.key is None:
+            raise InputError("cache: an order of the keys' channels is for narrow keys")
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether it looks at keys and values."""
+        return self.static or self.ordered
+
+    def spec(self, module: str) -> CacheSpec:
+        """Return what the cache of an attention module becomes."""
+        return CacheSpec(module, self.key, self.value, self.static, self.ordered)
+
+    def __str__(self) -> str:
+        return self.spec("").words
+
+
+@dataclass(frozen=True)
 class Smooth:
     """SmoothQuant: give the weights a share ``alpha`` of the activations' difficulty."""
 
@@ -73,7 +115,7 @@ class PtqRecipe:
         search: how a weight's scales are found.
         balance: factors moved between activations and weights before, or None.
         solver: what decides the roundings: GPTQ, learned rounding, or None for the nearest.
-        kv: cast of the cached keys and values, or None.
+        kv: what is cached of keys and values, or None to leave them wide.
         keep_wide: glob patterns of modules that stay wide.
     """
 
@@ -84,7 +126,7 @@ class PtqRecipe:
     search: Search = field(default_factory=AbsMax)
     balance: Smooth | Awq | None = None
     solver: Solver | Learned | None = None
-    kv: Cast | None = None
+    kv: CacheScheme | None = None
     keep_wide: tuple[str, ...] = KEEP_WIDE
 
     def to_json(self) -> dict[str, object]:
@@ -103,4 +145,5 @@ class PtqRecipe:
     @property
     def needs_calibration(self) -> bool:
         """Whether the recipe looks at activations at all."""
-        return self.balance is not None or self.solver is not None or self.scheme.static
+        cached = self.kv is not None and self.kv.needs_calibration
+        return self.balance is not None or self.solver is not None or self.scheme.static or cached

@@ -23,4 +23,8 @@ def in_layout(recipe: PtqRecipe, layout: Layout) -> PtqRecipe:
     """Return ``recipe`` with the casts that the loaders of ``layout`` compute in place of its own."""
     scheme = recipe.scheme
     weight, activation, static = layout.casts(scheme.weight, scheme.activation, scheme.static)
-    return replace(recipe, scheme=Scheme(weight, activation, scheme.transform, static))
+    kv = recipe.kv
+    if kv is not None:
+        key, value = layout.cache_casts(kv.key, kv.value)
+        kv = replace(kv, key=key, value=value)
+    return replace(recipe, scheme=Scheme(weight, activation, scheme.transform, static), kv=kv)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from narrowcast.errors import InputError
+from narrowcast.io.cached import CacheSpec
 from narrowcast.io.files import remove_parts, replacing, sha256, write_atomic
 from narrowcast.io.quantized import LayerSpec, Layout
 from narrowcast.io.runs import SETTINGS, open_run
@@ -75,6 +76,8 @@ class Staging:
         tensors = self.layout.wide(dict(piece.wide))
         for layer in piece.part.layers:
             tensors.update(self.layout.tensors(layer))
+        for one in piece.part.cache:
+            tensors.update(self.layout.cache_tensors(one))
         path = self.folder / self.shard(piece.number)
         digest = _write(path, tensors)
         if piece.state is not None:
@@ -84,6 +87,7 @@ class Staging:
             "sha256": digest,
             "tensors": {name: t.nbytes for name, t in tensors.items()},
             "specs": [layer.spec.to_json() for layer in piece.part.layers],
+            "cache": [one.spec.to_json() for one in piece.part.cache],
             "narrowed": narrowed,
             "silent": piece.part.silent,
             "drift": finite(piece.drift),
@@ -161,6 +165,11 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
 def layer_specs(records: Sequence[dict[str, Any]]) -> list[LayerSpec]:
     """Return the layers of finished parts."""
     return [LayerSpec.from_json(row) for record in records for row in record["specs"]]
+
+
+def cache_specs(records: Sequence[dict[str, Any]]) -> list[CacheSpec]:
+    """Return what cached keys and values became in finished parts."""
+    return [CacheSpec.from_json(row) for record in records for row in record.get("cache", [])]
 
 
 def plain(rows: Sequence[Any]) -> list[dict[str, Any]]:

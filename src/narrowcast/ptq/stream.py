@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from narrowcast.errors import InputError
 from narrowcast.io.hollow import HollowModel
 from narrowcast.ptq.blocks import Call, Forward, find_blocks, record_around, run_around
+from narrowcast.ptq.cache import LiveCache
 from narrowcast.ptq.calibration import Calibration
 from narrowcast.ptq.judge import Judge, Judgement
 from narrowcast.ptq.part import Part, quantize_part
@@ -97,9 +97,8 @@ class Streamer:
     activations: int = 0
 
     def __post_init__(self) -> None:
-        if self.recipe.kv is not None:
-            raise InputError(f"recipe {self.recipe.name} narrows the KV cache, which a folder of weights cannot hold")
         self.prefix, self.blocks = find_blocks(self.source.model)
+        self.cache = LiveCache(self.source.model, self.recipe.kv) if self.recipe.kv is not None else None
         self.targets, self.kept = find_targets(self.source.model, self.recipe.keep_wide)
         self.inside = members_of(self.targets, self.prefix, len(self.blocks))
         self.forwards = [forward_of(self.source.model, b) for b in self._on_device(self.data.batches)]
@@ -157,6 +156,7 @@ class Streamer:
             call.hidden = hidden  # `wiring` and all statistics begin here
         runs: list[Forward] = [_runner(block, call) for call in calls[:count]]
         part = self._quantized(self.inside[number], runs, names)
+        part.cache += self.cache.settle(name, runs) if self.cache is not None else []
         self._note(state, wide)
         rows = [call.run(block) for call in calls[:count]]
         narrow = [call.run(block, h) for call, h in zip(calls[count:], state.narrow, strict=True)]
@@ -245,6 +245,7 @@ class Streamer:
         self.source.load(names)
         before = [forward() for forward in self.held]
         part = self._quantized(self.targets, self.forwards, names)
+        part.cache += self.cache.settle("", self.forwards) if self.cache is not None else []
         for tokens, wide, forward in zip(self.data.held, before, self.held, strict=True):
             judge.add(tokens, wide, forward())
         store(Piece(0, part, self._stays(names, part), None, None))

@@ -1,5 +1,6 @@
 """The page of a quantized model: sizes, what it lost, where, what it writes now, and one sentence of advice."""
 
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ def _better(report: Report) -> str:
 
     known = recipes()
     chosen = known.get(report["recipe"]["name"])
+    if chosen is not None and chosen.kv is not None:
+        wide = next((r.name for r in known.values() if r == replace(chosen, name=r.name, summary=r.summary,
+                     paper=r.paper, kv=None)), "a recipe that narrows weights alone")  # fmt: skip
+        return f"leave cached keys and values wide ({wide})"
     if chosen is not None and chosen.scheme.activation is not None and chosen.scheme.activation.format.bits < 8:
         return "leave the inputs wide (w4a16-gptq-g32), or take 8 bits (w8a8-fp8)"
     same = [r.name for r in known.values() if chosen and r.scheme.weight == chosen.scheme.weight and r.solver]
@@ -141,6 +146,11 @@ def _sizes(report: Report) -> dict[str, Any]:
     one, other = speed["before"], speed["after"]
     rows = [
         ["weights in the files", sized(report["bytes_before"]), sized(report["bytes_after"])],
+        *(
+            [["keys and values cached, a token", *map(sized, cached)]]
+            if (cached := report["plan"].get("cached_bytes"))
+            else []
+        ),
         [f"prefill of {one['prompt']:,} tokens, ms (predicted)", one["prefill"] * 1e3, other["prefill"] * 1e3],
         ["decode of a token, ms (predicted)", one["decode"] * 1e3, other["decode"] * 1e3],
     ]

@@ -9,7 +9,7 @@ Tied groups (q, k, v; gate, up) need one global scale under NVFP4: a pipeline qu
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,18 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
+from narrowcast.io.cached import CacheLayer, CacheSpec, fixed_scale
 from narrowcast.io.compressed.args import CARRIER, input_args, served, served_input, weight_args
 from narrowcast.io.compressed.args import refusal as refused_cast
 from narrowcast.io.compressed.formats import FORMATS, name_of
 from narrowcast.io.naming import Naming, naming_of, reverted
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer
 from narrowcast.quantize import Cast
-from narrowcast.scaling import Divided, DividedTwoLevel
+from narrowcast.scaling import TENSOR, Divided, DividedTwoLevel
 
 METHOD = "compressed-tensors"
 VERSION = "0.20.0"  # the release that this was verified against; 3, 5, 6 and 7 bits are packed densely since 2026
 KV_SCHEME = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
-_FP8_MAX = 448.0
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
@@ -39,12 +39,10 @@ class CompressedTensors:
     Attributes:
         dtype: of the wide tensors and of plain scales: float32, bfloat16 or float16.
         naming: how the checkpoint names what the model names otherwise.
-        kv: largest magnitudes of the cached keys (after their rotary embedding) and values, by attention module; FP8.
     """
 
     dtype: torch.dtype = torch.bfloat16
     naming: Naming = field(default_factory=Naming)
-    kv: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dtype not in CARRIER:
@@ -99,15 +97,35 @@ class CompressedTensors:
             found |= {f"{piece.module}.{suffix}": tensor for suffix, tensor in parts.items()}
         return found
 
-    def kv_tensors(self) -> dict[str, Tensor]:
-        """Return the scales of cached keys and values, by full tensor name."""
-        found = {}
-        for module, (keys, values) in self.kv.items():
-            for part, amax in (("k", keys), ("v", values)):
-                found[f"{self.naming.module(module)}.{part}_scale"] = self._divided(amax, _FP8_MAX)
-        return found
+    def cache_casts(self, key: Cast | None, value: Cast | None) -> tuple[Cast | None, Cast | None]:
+        """Return the casts with values divided by their scales in the model's dtype."""
+        return self._carried(key), self._carried(value)
 
-    def config(self, specs: Sequence[LayerSpec], wide: Sequence[str]) -> dict[str, Any]:
+    def _carried(self, made: Cast | None) -> Cast | None:
+        if made is None or not isinstance(made.scale, Divided):
+            return made
+        return replace(made, scale=replace(made.scale, carrier=CARRIER[self.dtype]))
+
+    def cache_refusal(self, spec: CacheSpec) -> str:
+        """Return why `kv_cache_scheme` cannot express such a cache, or an empty string."""
+        if spec.ordered:
+            return "channels of keys in an order of their own cannot be written there"
+        for what, made in (("keys", spec.key), ("values", spec.value)):
+            plain = made is not None and made.format.name == "e4m3fn" and made.tile == TENSOR
+            if made is None or not (plain and spec.static and isinstance(made.scale, Divided)):
+                found = "stay wide" if made is None else f"become {made}"
+                return f"cached {what} {found}; there both are e4m3fn under one calibrated scale each"
+        return ""
+
+    def cache_tensors(self, layer: CacheLayer) -> dict[str, Tensor]:
+        """Return the scales of cached keys and values, by full tensor name."""
+        module = self.naming.module(layer.spec.module)
+        parts = (("k", layer.spec.key), ("v", layer.spec.value))
+        return {f"{module}.{part}_scale": fixed_scale(made, self.dtype) for part, made in parts if made is not None}
+
+    def config(
+        self, specs: Sequence[LayerSpec], wide: Sequence[str], cache: Sequence[CacheSpec] = ()
+    ) -> dict[str, Any]:
         """Return config.json's ``quantization_config``: ``specs`` are narrow, the modules named in ``wide`` are not."""
         alike: dict[str, list[LayerSpec]] = {}
         for spec in specs:
@@ -125,11 +143,11 @@ class CompressedTensors:
             "version": VERSION,
             "config_groups": groups,
             "ignore": self._ignored(specs, wide),
-            "kv_cache_scheme": KV_SCHEME if self.kv else None,
+            "kv_cache_scheme": KV_SCHEME if cache else None,
             "global_compression_ratio": None,
         }
 
-    def notes(self, specs: Sequence[LayerSpec]) -> list[str]:
+    def notes(self, specs: Sequence[LayerSpec], cache: Sequence[CacheSpec] = ()) -> list[str]:
         """Return what loaders do otherwise than the model in memory."""
         found = []
         if any(spec.kind == "experts" and spec.activation is not None for spec in specs):
@@ -139,7 +157,7 @@ class CompressedTensors:
         if blocks or "mxfp8-quantized" in formats:
             found.append("transformers 5.24 loads no fused experts in FP8 with blocks or MXFP8; vLLM does")
         found += self._torn(specs)
-        if self.kv:
+        if cache:
             found.append("cached keys and values stay wide in transformers 5.24; vLLM rounds them where it is told to")
         return found
 
@@ -190,6 +208,3 @@ class CompressedTensors:
         if isinstance(rule, DividedTwoLevel):
             return {"input_global_scale": rule.multiplier(amax, spec.activation.format)}
         return {"input_scale": rule.scale(amax, spec.activation.format).stored.to(self.dtype)}
-
-    def _divided(self, amax: float, top: float) -> Tensor:
-        return torch.tensor([amax], dtype=self.dtype) / torch.tensor(top, dtype=self.dtype)

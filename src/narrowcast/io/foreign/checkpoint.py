@@ -14,7 +14,7 @@ from narrowcast.io.foreign.table import reader_of
 from narrowcast.io.weights import Stored, folder_weights, read_json
 
 _NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int8, torch.int32)
-_BESIDE = ("k_scale", "v_scale", "q_scale", "kv_scale")  # of cached keys and values
+_BESIDE = ("k_scale", "v_scale", "q_scale", "kv_scale", "key_order")  # of cached keys and values
 
 
 @dataclass(frozen=True)

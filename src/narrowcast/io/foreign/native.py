@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.io.foreign.reader import Reader, ReadWeight
-from narrowcast.io.native import METHOD, restore, specs_from_config
+from narrowcast.io.native import METHOD, cache_from_config, restore, specs_from_config
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer
 
 _SUFFIXES = ("codes", "scales", "tensor_scale", "input_amax")
@@ -19,7 +19,8 @@ def open_native(config: dict[str, Any], names: frozenset[str]) -> Reader | None:
         return None
     specs = {spec.name: spec for spec in specs_from_config({"quantization_config": config}, "checkpoint")}
     casts = dict.fromkeys(_described(spec) for spec in specs.values())
-    return Reader("narrowcast", "; ".join(casts), _SUFFIXES, ("codes", "scales"), _reader(specs))
+    cached = dict.fromkeys(s.words for s in cache_from_config({"quantization_config": config}, "checkpoint"))
+    return Reader("narrowcast", "; ".join([*casts, *cached]), _SUFFIXES, ("codes", "scales"), _reader(specs))
 
 
 def _described(spec: LayerSpec) -> str:
