@@ -4,10 +4,21 @@ import math
 
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 
 from narrowcast.errors import InputError
-from narrowcast.metrics import bootstrap, kl_divergence, mean_of, resamples, rouge_1, rouge_l, same_top, spearman
+from narrowcast.metrics import (
+    bootstrap,
+    kl_divergence,
+    mean_of,
+    resamples,
+    rouge_1,
+    rouge_l,
+    same_top,
+    spearman,
+    window,
+    window_figures,
+)
 
 G = torch.Generator().manual_seed(0)
 TIED = torch.randint(0, 6, (40,), generator=G).double()
@@ -77,3 +88,15 @@ def test_divergence_by_hand():
 def test_rouge_of_the_papers_sentences(reference, text, one, longest):
     assert rouge_1(reference.split(), text.split()) == pytest.approx(one)
     assert rouge_l(reference.split(), text.split()) == pytest.approx(longest)
+
+
+@pytest.mark.parametrize("at_once", [1, 9, 1 << 20])
+def test_the_figures_of_a_window_are_scipys_whatever_is_taken_at_once(at_once, monkeypatch):
+    monkeypatch.setattr(window, "_AT_ONCE", at_once)
+    target, (one, other) = torch.randint(0, 4, (7,), generator=G), torch.randn(2, 7, 4, generator=G)
+    found = window_figures(target, other, one)
+    logs = [torch.from_numpy(special.log_softmax(x.double().numpy(), 1)) for x in (one, other)]
+    assert found.tokens == 7 and found.loss == pytest.approx(-float(logs[1].gather(1, target[:, None]).sum()))
+    assert found.divergence == pytest.approx(float(stats.entropy(logs[0].exp().T, logs[1].exp().T).sum()))
+    assert found.agreed == int((logs[0].argmax(1) == logs[1].argmax(1)).sum())
+    assert window_figures(target, other).loss == found.loss and window_figures(target, other).divergence == 0.0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from narrowcast.errors import InputError
 from narrowcast.evaluate.findings import Comparison, Finding
 from narrowcast.evaluate.rounded import in_bfloat16
-from narrowcast.metrics import Interval, bootstrap, kl_divergence, mean_of, same_top
+from narrowcast.metrics import Interval, WindowFigures, bootstrap, mean_of, window_figures
 from narrowcast.metrics.bootstrap import Statistic
 
 
@@ -56,21 +56,18 @@ def predictions(
         raise InputError("nothing to evaluate: the text gave no window of tokens")
     if reference is not None and len(reference.logits) != len(batches):
         raise InputError(f"the reference kept logits of {len(reference.logits)} batches, expected {len(batches)}")
-    training, rows, kept = model.training, [], []
+    training, found, kept = model.training, list[WindowFigures](), []
     model.eval()
     for number, batch in enumerate(batches):
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits.float()
-        losses = nn.functional.cross_entropy(logits.double().mT, batch[:, 1:], reduction="none")
-        found = [losses.sum(1), torch.full((len(batch),), losses.shape[1], dtype=torch.float64)]
-        if reference is not None:
-            of = reference.logits[number].to(logits.device)
-            found += [kl_divergence(of, logits).sum(1), same_top(of, logits).sum(1).double()]
-        rows.append(torch.stack([column.cpu().double() for column in found]))
+        of = [None] * len(batch) if reference is None else reference.logits[number]
+        found += [window_figures(row[1:], one, other) for row, one, other in zip(batch, logits, of, strict=True)]
         kept += [logits.cpu()] if keep else []
     model.train(training)
-    losses, tokens, *of_pair = torch.cat(rows, dim=1).unbind(0)
-    divergence, agreed = of_pair if of_pair else (None, None)
-    return Predictions(losses, tokens, divergence, agreed, tuple(kept))
+    sums = torch.tensor([(f.loss, f.tokens, f.divergence, f.agreed) for f in found], dtype=torch.float64)
+    losses, tokens, divergence, agreed = sums.unbind(1)
+    compared = reference is not None
+    return Predictions(losses, tokens, divergence if compared else None, agreed if compared else None, tuple(kept))
 
 
 def language_findings(

@@ -6,9 +6,11 @@ from narrowcast.metrics.correlation import spearman
 from narrowcast.metrics.divergence import kl_divergence, same_top, top_divergence
 from narrowcast.metrics.perplexity import bits_per_byte, losses_by_row, mean_loss, next_token_loss, perplexity
 from narrowcast.metrics.rouge import rouge_1, rouge_l
+from narrowcast.metrics.window import WindowFigures, window_figures
 
 __all__ = [
     "Interval",
+    "WindowFigures",
     "accuracy",
     "bits_per_byte",
     "bootstrap",
@@ -24,4 +26,5 @@ __all__ = [
     "same_top",
     "spearman",
     "top_divergence",
+    "window_figures",
 ]
