@@ -4,9 +4,11 @@
 
 Layers of 4096 wide, 14336 in the gated unit, 32 heads and 8 of keys, 4 x 4096 tokens, bfloat16, weights included.
 Attention is cuDNN's in every variant (the faster of cuDNN's and FlashAttention-2, measured in the same run). Variants
-are interleaved; a figure is the median over rounds, of milliseconds and of the ratio to bf16 in the same round. Memory
-is the peak of one step less what the other variants hold: weights, gradients, what is saved, workspace. Then one
-profile of each says where its time goes. Writes bench/results/train-cuda.json.
+are interleaved, each captured in a CUDA graph (``--launched``: not), so that no variant waits for the processor; a
+figure is the median over rounds, of milliseconds and of the ratio to bf16 in the same round. Memory is what one step
+without a graph allocates at its peak, and the weights: gradients, what is saved, workspace, no inputs. Then one profile
+of each says where its time goes. ``RECIPE@hopper-fp8`` sums as torchao's row scales do: fast, without promotion.
+Writes bench/results/train-cuda.json.
 """
 
 import argparse
@@ -34,8 +36,8 @@ WRONG = 0.5  # relative distance of an output or a gradient from bf16's that no 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, GATED, HEADS, KEYS, LAYERS, BATCH, CONTEXT = 4096, 14336, 32, 8, 4, 4, 4096
 RECIPES = (
-    "fp8-tensorwise,fp8-tensorwise+joined,fp8-delayed,fp8-rowwise,fp8-rowwise+joined,fp8-block,fp8-block+joined,"
-    "fp8-hybrid,fp8-static,fp8-smooth-swiglu,fp8-coat"
+    "fp8-tensorwise,fp8-tensorwise+joined,fp8-delayed,fp8-rowwise,fp8-rowwise@hopper-fp8,fp8-rowwise@hopper-fp8+joined,"
+    "fp8-block,fp8-block+joined,fp8-hybrid,fp8-static,fp8-smooth-swiglu,fp8-coat"
 )
 PEERS = "tensorwise,rowwise,rowwise_with_gw_hp"
 
@@ -115,12 +117,42 @@ def step_of(model: nn.Module, sizes: tuple[int, ...], device: str, compiled: boo
 
     def step() -> tuple[Tensor, ...]:
         model.zero_grad(set_to_none=True)
-        x.grad = None
         y = run(x)
         y.backward(g)
-        return y.detach(), x.grad, model[0].q_proj.weight.grad
+        gradient, x.grad = x.grad, None
+        return y.detach(), gradient, model[0].q_proj.weight.grad
 
     return step
+
+
+def memory(step: Callable[[], Any], model: nn.Module) -> float:
+    """Return GiB that a step allocates at its peak, and its weights."""
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    most = peak(step) - before + sum(p.nbytes for p in model.parameters())
+    model.zero_grad(set_to_none=True)
+    return most / 2**30
+
+
+def captured(step: Callable[[], Any], model: nn.Module, pool: Any) -> Callable[[], None]:
+    """Return the replay of one step; what it makes lies in ``pool``, where every variant's does, one after the other."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    model.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        step()
+    model.zero_grad(set_to_none=True)
+
+    def replay(graph: Any = graph, alive: Any = step) -> None:  # a graph does not hold the tensors that it reads
+        graph.replay()
+
+    return replay
 
 
 def attention(sizes: tuple[int, ...], device: str) -> dict[str, float]:
@@ -141,13 +173,14 @@ def attention(sizes: tuple[int, ...], device: str) -> dict[str, float]:
     return found
 
 
-def build(names: list[str], peers: list[str], sizes: tuple[int, ...], device: str, compiled: bool) -> dict[str, Any]:
+def build(
+    names: list[str], peers: list[str], sizes: tuple[int, ...], device: str, compiled: bool, launched: bool
+) -> dict[str, Any]:
     """Return {name: (step, row)}; the row has memory, kernels, the distance of the output from bf16's."""
     found: dict[str, Any] = {}
+    pool = torch.cuda.graph_pool_handle()
     reference: list[Tensor] | None = None
     for name in ["bf16", *names, *(f"torchao {p}" for p in peers)]:
-        gc.collect()
-        before = torch.cuda.memory_allocated()
         model = made(sizes, device)
         row: dict[str, Any] = {}
         if name.startswith("torchao "):
@@ -166,10 +199,8 @@ def build(names: list[str], peers: list[str], sizes: tuple[int, ...], device: st
             raise CheckFailed(f"{name}: output and gradients are {row['errors']} from bf16's: nothing to time")
         del made_now
         step()
-        model.zero_grad(set_to_none=True)
-        row["peak_gib"] = (peak(step) - before) / 2**30
-        model.zero_grad(set_to_none=True)
-        found[name] = (step, row)
+        row["peak_gib"] = memory(step, model)
+        found[name] = (step if launched else captured(step, model, pool), row)
         print(
             f"{name}: {row['peak_gib']:.2f} GiB, errors {row['errors']}, {row['first_step_s']:.0f} s",
             flush=True,
@@ -185,15 +216,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--launched", action="store_true", help="kernel by kernel, without CUDA graphs")
     parser.add_argument("--kernels", default="", help="variants whose slowest kernels are printed")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
+    torch._dynamo.config.recompile_limit = 64  # one per variant
     for off in ("flash", "mem_efficient", "math"):
         getattr(torch.backends.cuda, f"enable_{off}_sdp")(False)
     sizes = (WIDTH, GATED, HEADS, KEYS, options.layers, BATCH, CONTEXT)
     names = [n for n in options.recipes.split(",") if n]
     peers = [n for n in options.peers.split(",") if n]
-    variants = build(names, peers, sizes, "cuda", not options.eager)
+    variants = build(names, peers, sizes, "cuda", not options.eager, options.launched)
     times = rounds({name: step for name, (step, _) in variants.items()}, options.rounds)
     rows = {}
     for name, (step, row) in variants.items():
@@ -214,6 +247,7 @@ def main(arguments: list[str]) -> None:
         "machine": versions(),
         "sizes": dict(zip(("width", "gated", "heads", "keys", "layers", "batch", "context"), sizes, strict=True)),
         "compiled": not options.eager,
+        "graphs": not options.launched,
         "rounds": options.rounds,
         "attention_ms": attention(sizes, "cuda"),
         "variants": rows,

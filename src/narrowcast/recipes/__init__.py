@@ -38,17 +38,18 @@ def recipe(name: str | Recipe) -> Recipe:
     """Return the recipe called ``name``; InputError with the nearest names.
 
     ``RECIPE+OPTIMIZER``, e.g. ``fp8-rowwise+fp8-adam``, is a recipe with its optimizer's states kept as one of
-    `nc.optimizers()` says.
+    `nc.optimizers()` says. ``RECIPE@ACCUMULATOR``, e.g. ``fp8-rowwise@hopper-fp8``, sums its gemms' products so; both:
+    ``RECIPE@ACCUMULATOR+OPTIMIZER``.
     """
     if isinstance(name, Recipe):
         return name
     known = recipes()
-    if name in known:
-        return known[name]
-    base, plus, states = name.partition("+")
-    if plus and base in known:
-        return known[base].with_optimizer(states)
-    raise InputError(f"unknown recipe {name!r}{nearest(base, known)}")
+    rest, plus, states = name.partition("+")
+    base, at, sums = rest.partition("@")
+    if base not in known:
+        raise InputError(f"unknown recipe {name!r}{nearest(base, known)}")
+    found = known[base].with_accumulator(sums) if at else known[base]
+    return found.with_optimizer(states) if plus else found
 
 
 def convert(

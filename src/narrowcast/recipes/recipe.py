@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from narrowcast.accumulate import accumulator
 from narrowcast.errors import InputError
 from narrowcast.nn.change import Change
 from narrowcast.nn.convert import KEEP_WIDE, Conversion, convert_linears
@@ -65,6 +66,19 @@ class Recipe:
         paper = f"{self.paper}; {known.paper}" if known.paper else self.paper
         summary = f"{self.summary}; optimizer: {known.summary}"
         return replace(self, name=f"{self.name}+{name}", summary=summary, paper=paper, optimizer=name)
+
+    def with_accumulator(self, name: str) -> "Recipe":
+        """Return this recipe with the sums of its three gemms made as accumulator ``name`` does.
+
+        ``hopper-fp8`` is what peers call fast accumulation: the tensor core's own register, without promotion.
+        """
+        if self.linear is None:
+            raise InputError(f"recipe {self.name} has no narrow gemms whose sums {name!r} could make")
+        sums, was = accumulator(name), self.linear
+        gemms = (replace(gemm, accumulator=sums) for gemm in (was.fwd, was.dgrad, was.wgrad))
+        linear = replace(was, **dict(zip(("fwd", "dgrad", "wgrad"), gemms, strict=True)))
+        summary = f"{self.summary}; sums: {sums}"
+        return replace(self, name=f"{self.name}@{name}", summary=summary, linear=linear)
 
     def convert(
         self, model: nn.Module, *, backend: str = "auto", seed: int = 0, only: tuple[str, ...] = ()
