@@ -36,8 +36,8 @@ WRONG = 0.5  # relative distance of an output or a gradient from bf16's that no 
 RESULTS = Path(__file__).parent / "results"
 WIDTH, GATED, HEADS, KEYS, LAYERS, BATCH, CONTEXT = 4096, 14336, 32, 8, 4, 4, 4096
 RECIPES = (
-    "fp8-tensorwise,fp8-tensorwise+joined,fp8-delayed,fp8-rowwise,fp8-rowwise@hopper-fp8,fp8-rowwise@hopper-fp8+joined,"
-    "fp8-block,fp8-block+joined,fp8-hybrid,fp8-static,fp8-smooth-swiglu,fp8-coat"
+    "fp8-tensorwise,fp8-tensorwise@hopper-fp8,fp8-delayed,fp8-rowwise,fp8-rowwise@hopper-fp8,fp8-rowwise@hopper-fp8+joined,"
+    "fp8-block,fp8-block+joined,fp8-hybrid,fp8-static@hopper-fp8,fp8-static@hopper-fp8+joined,fp8-smooth-swiglu,fp8-coat"
 )
 PEERS = "tensorwise,rowwise,rowwise_with_gw_hp"
 

@@ -101,3 +101,14 @@ def test_fp32_converts_nothing_and_says_so():
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(InputError, match="unknown recipe 'fp8-rowise'; nearest: fp8-rowwise"):
         nc.convert(Net(), "fp8-rowise")
+
+
+def test_a_recipe_with_an_accumulator_of_its_own():
+    made = nc.recipe("fp8-rowwise@hopper-fp8+fp8-adam")
+    assert (made.name, made.optimizer) == ("fp8-rowwise@hopper-fp8+fp8-adam", "fp8-adam")
+    gemms = (made.linear.fwd, made.linear.dgrad, made.linear.wgrad)
+    assert {str(gemm.accumulator) for gemm in gemms} == {"hopper-fp8"}
+    with pytest.raises(InputError, match="'hoper' is none of fp32"):
+        nc.recipe("fp8-rowwise@hoper")
+    with pytest.raises(InputError, match="fp32 has no narrow gemms whose sums"):
+        nc.recipe("fp32@hopper-fp8")

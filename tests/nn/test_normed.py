@@ -1,5 +1,7 @@
 """Norm and gated unit in one: against torch's own operations in float32, and what it leaves of a model."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -76,6 +78,24 @@ def test_a_model_keeps_its_parameters_names_and_trains():
     model(input_ids=ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert NormedGates().apply(nn.Sequential(nn.ReLU()), "auto")[0].became == "absent"
+
+
+def test_without_scales_joining_changes_no_product():
+    """Factors of unit variance included; what is left is the order of float32 operations in norm and gate."""
+    torch.manual_seed(0)
+    apart = llama(2)
+    joined = copy.deepcopy(apart)
+    ids = torch.arange(24).view(2, 12)
+    for model in (apart, joined):
+        nc.convert(model, "fp8-static", backend="emulate")
+        assert model.model.layers[0].mlp.down_proj.alpha != 1.0
+    assert NormedGates().apply(joined, "emulate")
+    losses = [model(input_ids=ids, labels=ids).loss for model in (apart, joined)]
+    assert (losses[0] - losses[1]).abs() < 1e-4 * losses[0].abs()
+    for loss in losses:
+        (4096 * loss).backward()
+    for (name, one), other in zip(apart.named_parameters(), joined.parameters(), strict=True):
+        assert (one.grad - other.grad).norm() < 0.1 * one.grad.norm(), name  # a code of e5m2 is a quarter
 
 
 def test_what_cannot_be_joined_is_refused():

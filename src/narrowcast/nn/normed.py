@@ -55,34 +55,46 @@ class Unit:
         assert isinstance(first, Cast)
         return first, None if isinstance(second, Reuse) else second
 
-    def product(self, name: str, a: QTensor, b: QTensor, dtype: torch.dtype) -> Tensor:
-        """Return gemm ``name`` of two operands, in ``dtype``."""
+    def product(self, name: str, a: QTensor, b: QTensor, dtype: torch.dtype, alpha: float = 1.0) -> Tensor:
+        """Return ``alpha`` times gemm ``name`` of two operands, in ``dtype``."""
         plan = getattr(self.plans, name)
         a, b = replace(a, axis=-1), replace(b, axis=-1)
         if plan is not None:
-            return product(a, b, self.spec, name, plan, 1.0, dtype)
+            return product(a, b, self.spec, name, plan, alpha, dtype)
         wide = [replace(q, dtype=torch.float32).dequantize() for q in (a, b)]
-        return in_dtype(matmul(wide[0], wide[1], getattr(self.spec, name)), dtype)
+        return in_dtype(matmul(wide[0], wide[1], getattr(self.spec, name), alpha), dtype)
 
 
 class _Normed(torch.autograd.Function):
-    """The unit on ``x [M, width]``; weights ``[width]``, ``[2 F, width]`` (gate, then up) and ``[width, F]``."""
+    """The unit on ``x [M, width]``; weights ``[width]``, ``[2 F, width]`` (gate, then up) and ``[width, F]``.
+
+    ``alphas`` multiply the products of gate and up, and of down.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Tensor, gated: Tensor, down: Tensor, unit: Unit, out: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm: Tensor,
+        gated: Tensor,
+        down: Tensor,
+        unit: Unit,
+        out: torch.dtype,
+        alphas: tuple[float, float] = (1.0, 1.0),
+    ) -> Tensor:
         run, cast_x, cast_w = unit.passes, unit.casts("x"), unit.casts("w")
         (xq, xt), inverse = run.rms_norm_both(x, norm, unit.eps, *cast_x, what="normed x")
         wq, wt = run.quantize_both(gated, *cast_w, what="weights of gate and up")
-        both = unit.product("fwd", xq, wq, out)
+        both = unit.product("fwd", xq, wq, out, alphas[0])
         gate, up = both.chunk(2, dim=-1)
         scale = run.smooth_scale(up) if unit.smooth else None
         zq, zt = run.swiglu_both(gate, up, *cast_x, scale=scale, what="gated product")
         dq, dt = run.quantize_both(down, *cast_w, what="weight of down")
-        y = unit.product("fwd", zq, dq, out)
+        y = unit.product("fwd", zq, dq, out, alphas[1])
         kept = (xt, zt, wt, dt)
         ctx.save_for_backward(x, norm, inverse, both, scale, *(t for q in kept for t in (q.codes, q.scales)))
         ctx.forms = [(q.cast, q.shape, q.padded, q.dtype) for q in kept]
-        ctx.unit, ctx.types = unit, (gated.dtype, down.dtype)
+        ctx.unit, ctx.types, ctx.alphas = unit, (gated.dtype, down.dtype), alphas
         return y if scale is None else in_dtype(y * scale, out)
 
     @staticmethod
@@ -90,18 +102,19 @@ class _Normed(torch.autograd.Function):
         x, norm, inverse, both, scale, *codes = ctx.saved_tensors
         xt, zt, wt, dt = (QTensor(codes[2 * i], codes[2 * i + 1], None, *f) for i, f in enumerate(ctx.forms))
         unit: Unit = ctx.unit
+        first, last = ctx.alphas
         run, cast = unit.passes, unit.casts("g")
         if scale is not None:
             g = (g * scale).to(g.dtype)
         gq, gt = run.quantize_both(g, *cast, what="gradient of the output")
-        dz = unit.product("dgrad", gq, dt, both.dtype)
-        d_down = unit.product("wgrad", gt, zt, ctx.types[1])
+        dz = unit.product("dgrad", gq, dt, both.dtype, last)
+        d_down = unit.product("wgrad", gt, zt, ctx.types[1], last)
         gate, up = both.chunk(2, dim=-1)
         hq, ht = run.swiglu_backward_both(dz, gate, up, *cast, scale=scale, what="gradient of gate and up")
-        dn = unit.product("dgrad", hq, wt, x.dtype)
-        d_gated = unit.product("wgrad", ht, xt, ctx.types[0])
+        dn = unit.product("dgrad", hq, wt, x.dtype, first)
+        d_gated = unit.product("wgrad", ht, xt, ctx.types[0], first)
         dx, d_norm = run.rms_norm_backward(dn, x, norm, inverse)
-        return dx, d_norm.to(norm.dtype), d_gated, d_down, None, None
+        return dx, d_norm.to(norm.dtype), d_gated, d_down, None, None, None
 
 
 class Passing(nn.Module):
@@ -145,7 +158,8 @@ class NormedGate(nn.Module):
         with torch.autocast(kind, enabled=False):
             gated = torch.cat([self.gate_proj.weight, self.up_proj.weight])
             flat = x.reshape(-1, x.shape[-1])
-            y: Tensor = _Normed.apply(flat, self._norm[0].weight, gated, self.down_proj.weight, self.unit, out)  # type: ignore[no-untyped-call]
+            alphas = (self.gate_proj.alpha, self.down_proj.alpha)
+            y: Tensor = _Normed.apply(flat, self._norm[0].weight, gated, self.down_proj.weight, self.unit, out, alphas)  # type: ignore[no-untyped-call]
             return y.view(x.shape)
 
     def extra_repr(self) -> str:
@@ -197,8 +211,10 @@ class NormedGates(Change):
 
 def against(layers: list[Any], spec: LinearSpec) -> str | None:
     """Return what speaks against joining layers of ``spec``, or None."""
-    if any(not isinstance(layer, Linear) or layer.spec != spec or layer.alpha != 1.0 for layer in layers):
+    if any(not isinstance(layer, Linear) or layer.spec != spec for layer in layers):
         return "its three layers are not narrowed alike"
+    if layers[0].alpha != layers[1].alpha:
+        return "gate and up have different factors"
     if any(layer.bias is not None for layer in layers):
         return "a layer has a bias"
     if spec.random or spec.history:
