@@ -137,7 +137,7 @@ def memory(step: Callable[[], Any], model: nn.Module) -> float:
 
 
 def captured(step: Callable[[], Any], model: nn.Module, pool: Any) -> Callable[[], None]:
-    """Return the replay of one step; what it makes lies in ``pool``, where every variant's does, one after the other."""
+    """Return the replay of one step; what it makes lies in ``pool``, as every variant's does, one after the other."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
