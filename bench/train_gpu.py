@@ -1,6 +1,6 @@
 """A training step on a GPU beside its peers: four Llama-8B layers, forward and backward, compiled, in one run.
 
-    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--quick] [--out DIR]
+    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--explain] [--out DIR]
 
 Layers of 4096 wide, 14336 in the gated unit, 32 heads and 8 of keys, 4 x 4096 tokens, bfloat16, weights included.
 Attention is cuDNN's in every variant (the faster of cuDNN's and FlashAttention-2, measured in the same run). Variants
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bench.explain import explain
 from bench.gpu import peak, ratio, rounds, shares, slowest
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -216,6 +217,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--explain", action="store_true", help="say for each layer why it is faster or is not")
     parser.add_argument("--launched", action="store_true", help="kernel by kernel, without CUDA graphs")
     parser.add_argument("--kernels", default="", help="variants whose slowest kernels are printed")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -252,6 +254,8 @@ def main(arguments: list[str]) -> None:
         "attention_ms": attention(sizes, "cuda"),
         "variants": rows,
     }
+    if options.explain:
+        result["layers"] = explain([n for n in names if "joined" not in n], sizes)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "train-cuda.json").write_text(json.dumps(result, indent=1) + "\n")
     print("attention", result["attention_ms"])

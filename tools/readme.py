@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from conformance_table import conformance_table
-from result_tables import gptq_table, optimizer_table, ptq_table, quantized_table
+from result_tables import (
+    gemm_table,
+    gptq_table,
+    optimizer_table,
+    passes_table,
+    ptq_table,
+    quantized_table,
+    step_table,
+)
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -201,6 +209,9 @@ TABLES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "gptq-table": (RESULTS / "gptq-cuda.json", gptq_table),
     "speed-table": (RESULTS / "casts-cpu.json", speed_table),
     "gpu-cast-table": (RESULTS / "quantize-cuda.json", gpu_cast_table),
+    "step-table": (RESULTS / "train-cuda.json", step_table),
+    "gemm-table": (RESULTS / "gemm-cuda.json", gemm_table),
+    "passes-table": (RESULTS / "passes-cuda.json", passes_table),
     "optimizer-table": (RESULTS / "optimizer-cuda.json", optimizer_table),
     "conformance-table": (RESULTS / "conformance.json", conformance_table),
 }

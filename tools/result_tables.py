@@ -60,6 +60,63 @@ def optimizer_table(report: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\n{note}"
 
 
+PARTS = ("gemm", "attention", "cast", "norm and gate", "elementwise", "gaps")
+
+
+def step_table(report: dict[str, Any]) -> str:
+    """Return a training step's time, memory and where the time goes, under each recipe and each of the peer's."""
+    rows = [("", "ms", "over bf16", "memory, GiB", "bf16's over it", *(f"{part}, ms" for part in PARTS))]
+    for name, row in report["variants"].items():
+        shown = name if name.startswith("torchao") or name == "bf16" else f"`{name}`"
+        rows.append(
+            (shown, f"{row['ms']:.1f}", f"{row['over_bf16']:.2f}", f"{row['peak_gib']:.2f}",
+             f"{row['memory_over_bf16']:.2f}", *(f"{row['shares_ms'].get(part, 0.0):.1f}" for part in PARTS))
+        )  # fmt: skip
+    ran, sizes = report["machine"], report["sizes"]
+    note = (
+        f"{sizes['layers']} layers of Llama-8B ({sizes['width']} wide, {sizes['gated']} gated), {sizes['batch']} x {sizes['context']} "
+        f"tokens, forward and backward, compiled, each in a CUDA graph, interleaved, medians of {report['rounds']}: {ran['gpu']}, torch "
+        f"{ran['torch']}, {ran['date']}. `@hopper-fp8` and torchao's row scales sum without promotion; `+joined` has norm and gate in one "
+        "with their casts. Casts that torchao leaves to the compiler count under norm and elementwise. All figures in "
+        "`bench/results/train-cuda.json`, written by `./dev bench train_gpu`."
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
+def gemm_table(report: dict[str, Any]) -> str:
+    """Return TFLOP/s of the library's products by scales and shape."""
+    shapes = report["tflops"]
+    kinds = list(next(iter(shapes.values())))
+    rows = [("M x N x K", *kinds)]
+    rows += [(shape, *(f"{found[kind]:.0f}" for kind in kinds)) for shape, found in shapes.items()]
+    ran = report["machine"]
+    note = (
+        f"TFLOP/s of the product alone, in one run: {ran['gpu']}, torch {ran['torch']}, {ran['date']}; all figures in "
+        "`bench/results/gemm-cuda.json`, written by `./dev bench gemm`."
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
+PASSES = ("quantize", "rms_norm", "add_rms_norm", "rms_norm_backward", "swiglu", "swiglu_backward", "gelu", "gelu_backward")
+
+
+def passes_table(report: dict[str, Any]) -> str:
+    """Return the share of a copy's speed at which both orientations of codes are made, alone and fused."""
+    measured = report["speed"][0]
+    found, ran = measured["variants"], report["versions"]
+    casts = [name.removeprefix("gelu: ") for name in found if name.startswith("gelu: ")]
+    rows = [("both orientations of the codes of", *(f"`{cast.split(' | ')[0]}`" for cast in casts))]
+    rows += [
+        (work.replace("_", " "), *(f"{found[f'{work}: {cast}']['share']:.0%}" for cast in casts)) for work in PASSES
+    ]
+    note = (
+        f"Share of the speed of a device copy that moves the same bytes (maxima of rows are a pass before, and count), {measured['shape'][0]} x "
+        f"{measured['shape'][1]} {measured['dtype']}, in one run: {ran['gpu']}, torch {ran['torch']}, {ran['date']}. All bits are the "
+        f"emulation's: {report['check']['cases']} cases. All figures in `bench/results/passes-cuda.json`, written by `./dev bench passes_gpu`."
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
 def ptq_table(report: dict[str, Any]) -> str:
     """Return what was expected of post-training methods on real models, and what was found."""
     rows = [("expected", "found", "")]

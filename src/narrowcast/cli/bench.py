@@ -37,7 +37,7 @@ def bench(
     Variants are interleaved and figures are medians; the result file names the machine. Needs a CUDA device and the
     repository, where the benchmarks lie in `bench/`.
 
-    Example: narrowcast bench train --out results -- --recipes fp8-tensorwise --rounds 5
+    Example: narrowcast bench train --out results -- --recipes fp8-tensorwise --explain
     """
     if name not in BENCHES:
         raise InputError(f"unknown benchmark {name!r}{nearest(name, BENCHES)}")
