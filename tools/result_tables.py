@@ -97,7 +97,16 @@ def gemm_table(report: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\n{note}"
 
 
-PASSES = ("quantize", "rms_norm", "add_rms_norm", "rms_norm_backward", "swiglu", "swiglu_backward", "gelu", "gelu_backward")
+PASSES = (
+    "quantize",
+    "rms_norm",
+    "add_rms_norm",
+    "rms_norm_backward",
+    "swiglu",
+    "swiglu_backward",
+    "gelu",
+    "gelu_backward",
+)
 
 
 def passes_table(report: dict[str, Any]) -> str:
