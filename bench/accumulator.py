@@ -1,11 +1,12 @@
-"""Probes of a GPU's FP8 accumulator, and how far `accumulate`'s model of Hopper's gives whole products bit for bit.
+"""Probes of a GPU's accumulators, and how far `accumulate`'s models of Hopper's give whole products bit for bit.
 
     python bench/run.py accumulator [--out DIR]          writes bench/results/accumulator-cuda.json
 
 Probes put single products into a sum of zeros and look at the float32 that comes out: how many bits behind the largest
 exponent are kept, which way the rest goes, how many products are added at once, whether the running sum is cut like
 them, and after how many products it is moved to float32. Then random products of many depths, sizes and scalings are
-held against the models, float32 against float32.
+held against the models, float32 against float32: FP8 without scales; under scales, multiplied in every order that there
+is; 16-bit.
 """
 
 import argparse
@@ -19,10 +20,11 @@ from torch import Tensor
 from torch.nn.functional import ScalingType
 
 from narrowcast.accumulate import Accumulator, Codes, accumulator
+from narrowcast.errors import CheckFailed
 from narrowcast.io import versions
-from narrowcast.kernels.plan import Plan
+from narrowcast.kernels.plan import BLOCKS, Plan
 from narrowcast.quantize import cast
-from narrowcast.verify import products
+from narrowcast.verify.sums import ORDERS, in_order
 
 RESULTS = Path(__file__).parent / "results"
 E4M3 = torch.float8_e4m3fn
@@ -31,6 +33,10 @@ MODELS = (
     "hopper-fp8", "hopper-fp8/every128/fp32", "aligned-32-13-14", "aligned-32-13-23", "aligned-32-12-13",
     "aligned-32-14-13", "aligned-32-13-13+late", "aligned-32-13-13+normalised", "aligned-16-13-13",
     "aligned-32-13-23/every128/fp32",
+)  # fmt: skip
+MODELS16 = (
+    "hopper-fp16", "aligned-16-24-23", "aligned-16-26-23", "aligned-8-25-23", "aligned-32-25-23",
+    "aligned-16-25-23+late", "aligned-16-25-23+normalised",
 )  # fmt: skip
 
 
@@ -82,16 +88,82 @@ def matches(size: int, depth: int, fast: bool, model: Accumulator, seed: int) ->
     return float((found == want).double().mean())
 
 
-def scaled(tile_a: str, tile_b: str, formats: tuple[str, str], size: int, depth: int) -> float:
-    """Return the share of a product under scales, float32, that the model gives bit for bit, scales in either order."""
+def scaled(tiles: tuple[str, str], formats: tuple[str, str], fast: bool, size: int, depth: int) -> dict[str, float]:
+    """Return the share of a product under scales, float32, that the model gives bit for bit by each order of scales."""
     from narrowcast.kernels.gemm import gemm
 
-    torch.manual_seed(0)
-    a = cast(f"{formats[0]}/{tile_a}/fp32").quantize(torch.randn(64, depth, device="cuda"))
-    b = cast(f"{formats[1]}/{tile_b}/fp32").quantize(torch.randn(size, depth, device="cuda"))
-    plan = Plan("fp8", *formats, tile_a, tile_b)
-    found = gemm(a, b, plan, torch.float32)
-    return max(float((found == model).double().mean()) for model in products(a, b, plan))
+    generator = torch.Generator("cuda").manual_seed(depth)
+    x, w = (torch.randn(rows, depth, device="cuda", generator=generator) for rows in (64, size))
+    a, b = (cast(f"{f}/{t}/fp32").quantize(y) for f, t, y in zip(formats, tiles, (x, w), strict=True))
+    plan = Plan("fp8", *formats, *tiles, fast)
+    try:
+        y = gemm(a, b, plan, torch.float32)
+    except CheckFailed as error:
+        print(error)
+        return {"refused": 0.0}
+    found = {}
+    for each in (True,) if tiles[0] in BLOCKS else (False,) if fast else (False, True):
+        for order in ORDERS if each else list(ORDERS)[:3]:  # to a total of zero the others are the same
+            share = float((in_order(a, b, plan, order, each) == y).double().mean())
+            found[f"{order}, {'each 128' if each else 'at the end'}"] = share
+    return found
+
+
+def wide(size: int, depth: int, dtype: torch.dtype, models: tuple[str, ...]) -> dict[str, float]:
+    """Return the share of 32 rows of a random 16-bit product that each model gives; and of one in the 16-bit type."""
+    generator = torch.Generator("cuda").manual_seed(depth)
+    a, b = (torch.randn(size, depth, device="cuda", generator=generator).to(dtype) for _ in "ab")
+    y, narrow = torch.mm(a, b.t(), out_dtype=torch.float32)[:32], torch.mm(a, b.t())[:32]
+    smallest = torch.finfo(dtype).tiny
+    left, right = Codes(a[:32].float(), None, smallest), Codes(b.float(), None, smallest)
+    found = {}
+    for name in models:
+        want = accumulator(name).matmul(left, right)
+        found[name] = float((y == want).double().mean())
+        if name == MODELS16[0]:
+            found[f"{name}, rounded to the type"] = float((narrow == want.to(dtype)).double().mean())
+    return found
+
+
+def subnormal() -> dict[str, float]:
+    """Return float16 sums of 2**-24 * 2**15 = 2**-9 and a small product: 0 where a subnormal operand pushes it out."""
+    found = {}
+    for j in range(20, 38):
+        a, b = (torch.zeros(128, 64, dtype=torch.float16, device="cuda") for _ in "ab")
+        a[0, 0], b[0, 0], a[0, 1], b[0, 1] = 2.0**-24, 2.0**15, 2.0**-12, 2.0 ** (12 - j)
+        found[f"2**-9 + 2**-{j}"] = float(torch.mm(a, b.t(), out_dtype=torch.float32)[0, 0]) - 2.0**-9
+    return found
+
+
+TILES = (("tensor", "tensor"), ("row", "row"), ("1x128", "128x128"), ("1x128", "1x128"))
+
+
+def all_scaled() -> dict[str, Any]:
+    """Return `scaled` of every kind of scales and some depths."""
+    result = {}
+    for tiles in TILES:
+        for fast in (False,) if tiles[0] in BLOCKS else (False, True):
+            for formats in (("e4m3fn", "e4m3fn"), ("e5m2", "e4m3fn"))[: 1 if tiles[0] in BLOCKS else 2]:
+                for depth in (128, 1024, 4096):
+                    key = f"{formats[0]}/{tiles[0]} x {formats[1]}/{tiles[1]}, {'fast' if fast else 'split'}, K {depth}"
+                    result[key] = scaled(tiles, formats, fast, 256, depth)
+                    best = max(result[key], key=lambda order: result[key][order])
+                    print(f"{key}: {result[key][best]:.4f} {best}", flush=True)
+    return result
+
+
+def all_wide() -> dict[str, Any]:
+    """Return `wide` of both types, some sizes and depths."""
+    result: dict[str, Any] = {}
+    for dtype in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        for size in (128, 1024, 4096):
+            for depth in (16, 64, 256, 1024, 4096):
+                models = MODELS16 if size == 128 else MODELS16[:1]
+                found = wide(size, depth, dtype, models)
+                result.setdefault(name, {})[f"{size}x{size}x{depth}"] = found
+        print(name, {k: round(v[MODELS16[0]], 4) for k, v in result[name].items()}, flush=True)
+    return result
 
 
 def main(arguments: list[str]) -> None:
@@ -99,7 +171,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    result: dict[str, Any] = {"machine": versions(), "probes": {}, "models": {}, "scaled": {}}
+    result: dict[str, Any] = {"machine": versions(), "probes": {}, "models": {}}
     for fast in (True, False):
         name = "fast" if fast else "split"
         result["probes"][name] = probes(fast)
@@ -110,12 +182,6 @@ def main(arguments: list[str]) -> None:
                 found = {m: matches(size, depth, fast, accumulator(m), depth) for m in chosen}
                 table[f"{size}x{size}x{depth}"] = found
             print(name, size, {k: round(v[MODELS[0 if fast else 1]], 4) for k, v in table.items()}, flush=True)
-    e4, e5 = ("e4m3fn", "e4m3fn"), ("e5m2", "e4m3fn")
-    tiles = (("tensor", "tensor", e4), ("tensor", "tensor", e5), ("row", "row", e4), ("1x128", "128x128", e4))
-    for tile_a, tile_b, formats in (*tiles, ("1x128", "1x128", e4)):
-        for depth in (128, 1024, 4096):
-            key = f"{formats[0]}/{tile_a} x {formats[1]}/{tile_b}, K {depth}"
-            result["scaled"][key] = scaled(tile_a, tile_b, formats, 256, depth)
-            print(key, result["scaled"][key], flush=True)
+    result["scaled"], result["16-bit"], result["subnormal float16"] = all_scaled(), all_wide(), subnormal()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "accumulator-cuda.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -11,11 +11,11 @@ from narrowcast.accumulate import accumulator
 from narrowcast.arithmetic import arithmetic
 from narrowcast.backend import quantize
 from narrowcast.errors import CheckFailed, InputError, NarrowcastError
-from narrowcast.formats import Format, Stream, format, formats, roundings
+from narrowcast.formats import Format, Stream, format, formats, round, roundings
 from narrowcast.nn import OPERANDS, LinearSpec
 from narrowcast.ops import REUSE, WIDE, Gemm, Reuse
 from narrowcast.optim import optimizer, optimizers
-from narrowcast.quantize import PRESETS, Cast, QTensor, cast, round
+from narrowcast.quantize import PRESETS, Cast, QTensor, cast
 from narrowcast.recipes import LossScale, Recipe, convert, recipe, recipes
 from narrowcast.transforms import Hadamard
 

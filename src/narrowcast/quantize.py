@@ -21,9 +21,10 @@ from torch import Tensor
 
 from narrowcast.accumulate import Codes
 from narrowcast.errors import InputError, nearest
-from narrowcast.formats import NEAREST_EVEN, Format, Integer, Rounding, Stream, find, format, known_names, pack, unpack
+from narrowcast.formats import NEAREST_EVEN, Format, Integer, Minifloat, Rounding, Stream, find, format, known_names
 from narrowcast.formats import rounding as rounding_of
 from narrowcast.formats.format import float32_of
+from narrowcast.formats.packing import pack, unpack
 from narrowcast.presets import PRESETS as PRESETS
 from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, scale_rule, tile
 from narrowcast.scaling.rule import of_sign
@@ -80,12 +81,10 @@ class Cast:
             return x.to(torch.float64 if x.dtype == torch.float64 else torch.float32, copy=True)
         source = self._source(x, stream, what)
         blocks, inside = self.tile.blocks(source)
-        if isinstance(self.scale, One):
-            values = self.format.round(blocks, self.rounding, self._draws(source, blocks, stream))
-        else:
-            scale = self._scale(blocks, inside, history)
-            values = self.format.round(scale.scaled(blocks), self.rounding, self._draws(source, blocks, stream))
-            values = scale.apply(values)
+        scale = None if isinstance(self.scale, One) else self._scale(blocks, inside, history)
+        scaled = blocks if scale is None else scale.scaled(blocks)
+        values = self.format.round(scaled, self.rounding, self._draws(source, blocks, stream))
+        values = values if scale is None else scale.apply(values)
         return self._finish(values.view(source.shape), x.shape, stream)
 
     def split(
@@ -111,12 +110,22 @@ class Cast:
         self, x: Tensor, stream: Stream | None = None, history: Tensor | None = None, what: str = "tensor"
     ) -> "QTensor":
         """Return codes and scales of ``x`` ``[..., K]``; arguments as for `apply`."""
+        if (own := self.own(x)) is not None:
+            return replace(own, codes=own.codes.clone())
         source = self._source(x, stream, what)
         blocks, inside = self.tile.blocks(source)
         scale = self._scale(blocks, inside, history)
         codes = self.format.encode(scale.enter(blocks), self.rounding, self._draws(source, blocks, stream))
         packed = pack(codes.reshape(source.shape), self.format.bits)
         return QTensor(packed, scale.stored, scale.tensor, self, tuple(x.shape), tuple(source.shape), x.dtype, stream)
+
+    def own(self, x: Tensor) -> "QTensor | None":
+        """Return ``x`` as codes, memory shared, where it has this bare format: no bit changes, not even a NaN's."""
+        bare = self.spelling == self.format.name and x.dim() > 0 and x.numel() > 0
+        if not (bare and isinstance(self.format, Minifloat) and self.format.torch_dtype == x.dtype):
+            return None
+        scales, shape = torch.ones((1,) * x.dim(), device=x.device), tuple(x.shape)
+        return QTensor(x.detach().contiguous().view(torch.uint8), scales, None, self, shape, shape, x.dtype)
 
     def settle(self, x: Tensor, ratio: Tensor | None = None, what: str = "tensor") -> "Settled":
         """Settle the scales for ``x`` ``[..., K]`` once, so that other values can be rounded under them.
@@ -388,13 +397,3 @@ def quantize(
         raise InputError("cannot quantize a 0-d tensor: it has no axis to tile; reshape it to [1]")
     q = by(cast(spelling), x.movedim(axis, -1), stream)
     return q if axis in (-1, x.dim() - 1) else replace(q, axis=axis)
-
-
-def round(x: Tensor, fmt: "str | Format", rounding: "str | Rounding" = "nearest-even", seed: int = 0) -> Tensor:
-    """Return ``x`` rounded onto the grid of ``fmt``: same dtype, shape and device. No scaling.
-
-    float64 keeps its dtype but is rounded once, from float64. Stochastic modes draw from ``seed``.
-    """
-    mode = rounding_of(rounding)
-    draws = Stream(seed).bits(x.shape, device=x.device) if mode.random else None
-    return format(fmt).round(x, mode, draws).to(x.dtype)

@@ -15,7 +15,8 @@ from tests.witnesses import random_float32
 
 import narrowcast as nc
 from narrowcast.backend import choose_quantize
-from narrowcast.formats import Integer, Minifloat, Stream, families, formats, roundings
+from narrowcast.backend import narrow as narrow_by
+from narrowcast.formats import Integer, Minifloat, Stream, families, formats, roundings, unpack
 from narrowcast.formats.tabulated import Tabulated
 from narrowcast.kernels import launch
 from narrowcast.kernels.native import quantize
@@ -87,6 +88,35 @@ def corners(fmt: nc.Format) -> torch.Tensor:
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_every_format(fmt):
     assert not difference(Cast(fmt), corners(fmt))
+
+
+def every_nan(dtype: torch.dtype) -> torch.Tensor:
+    """Every NaN of a 16-bit type, each beside a number, filled up to rows of 64."""
+    x = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(dtype)
+    nans = x[x.isnan()]
+    x = torch.stack([nans, torch.linspace(-3, 3, len(nans)).to(dtype)], dim=1).flatten()
+    return torch.nn.functional.pad(x.view(torch.int16), (0, -len(x) % 64)).view(dtype).view(-1, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float32", "e5m2", "e4m3fn", "e4m3fnuz", "int8", "posit8_1"])
+def test_the_code_of_every_nan(name, dtype):
+    """One code with the sign of the NaN, where the format has two; every bit of it where the format is its own."""
+    x, fmt = every_nan(dtype), nc.format(name)
+    assert not difference(cast(name), x)
+    codes, nan = codes_of(narrow_by(cast(name), x.to(DEVICE))), x.isnan()
+    assert torch.equal(codes.cpu(), codes_of(cast(name).quantize(x)))
+    if dtype == getattr(torch, name, None):
+        assert torch.equal(codes.cpu().short(), x.view(torch.int16))
+    elif isinstance(fmt, Minifloat):
+        sign = 0 if name.endswith("fnuz") else 1 << (fmt.bits - 1)
+        negative = x.view(torch.int16)[nan] < 0
+        expected = torch.where(negative, fmt.nan_code | sign, fmt.nan_code).long()
+        assert torch.equal(codes.cpu()[nan].long() & ((1 << fmt.bits) - 1), expected)
+
+
+def codes_of(q: QTensor) -> torch.Tensor:
+    return unpack(q.codes, q.cast.format.bits, q.padded[-1])
 
 
 @pytest.mark.parametrize("mode", MODES)

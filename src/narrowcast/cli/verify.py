@@ -1,5 +1,8 @@
 """``narrowcast verify``: native against emulate, on the user's own machine."""
 
+import json
+import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -9,7 +12,7 @@ from rich.table import Table
 from narrowcast.backend import capability
 from narrowcast.cli.common import DeviceOption, JsonFlag, SeedOption, console, emit, progress
 from narrowcast.errors import CheckFailed, InputError
-from narrowcast.io import versions
+from narrowcast.io import versions, write_atomic
 from narrowcast.recipes import recipe, recipes
 from narrowcast.verify import SHAPES, SMALL, Finding
 from narrowcast.verify import verify as run
@@ -19,6 +22,7 @@ def verify(
     names: Annotated[str, typer.Option("--recipes", help="Comma-separated names [all].")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="One small shape.")] = False,
     device: DeviceOption = "auto",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for verify-DEVICE.json [none].")] = None,
     seed: SeedOption = 0,
     as_json: JsonFlag = False,
 ) -> None:
@@ -40,11 +44,19 @@ def verify(
             wanted, where, shapes=SMALL if quick else SHAPES, seed=seed,
             note=lambda what: bar.update(task, advance=1, note=what),
         )  # fmt: skip
-    payload = {"machine": versions(), "device": str(where), "recipes": [f.to_json() for f in found]}
-    emit(payload, as_json, lambda: _show(found, where))
-    failed = [f for f in found if not f.ok]
+    shapes = [list(s) for s in (SMALL if quick else SHAPES)]
+    payload = {
+        "machine": versions(), "device": where.type, "shapes": shapes, "seed": seed,
+        "recipes": [f.to_json() for f in found],
+    }  # fmt: skip
+    file = None if out is None else out / f"verify-{where.type}.json"
+    if file is not None:
+        write_atomic(file, (json.dumps(payload, indent=1) + "\n").encode())
+    emit(payload, as_json, lambda: _show(found, where, file))
+    failed = [f.recipe for f in found if not f.ok]
     if failed:
-        raise CheckFailed(f"recipe {failed[0].recipe}: {failed[0].first}")
+        first = next(f.first for f in found if not f.ok)
+        raise CheckFailed(f"recipe {failed[0]}: {first}" + (f"; also {', '.join(failed[1:])}" if failed[1:] else ""))
 
 
 def _device(name: str) -> torch.device:
@@ -59,25 +71,43 @@ def _device(name: str) -> torch.device:
     return where
 
 
-def _show(found: list[Finding], where: torch.device) -> None:
+def _show(found: list[Finding], where: torch.device, file: Path | None) -> None:
     table = Table(box=None, pad_edge=False)
-    for head in ("recipe", "operands equal", "products within bound", "worst / bound", "bit-equal to model", ""):
-        table.add_column(head, justify="left" if head in ("recipe", "") else "right")
+    for head in ("recipe", "codes", "products", "worst", "model", ""):
+        table.add_column(head, justify="left" if head in ("recipe", "") else "right", no_wrap=True)
     for f in found:
         table.add_row(*_row(f))
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "Triton's interpreter"
     console.print(f"native against emulate on {name}\n")
     console.print(table)
+    console.print(f"\n{_LEGEND}", style="dim")
     for f in found:
         for gemm, kernel in f.kernels.items():
             if kernel.startswith("emulated"):
                 console.print(f"{f.recipe}, {gemm}: {kernel}", style="dim")
+    for f in found:
+        if not f.ok:
+            console.print(f"{f.recipe} FAILED: {f.first}", style="bold")
+    if file is not None:
+        console.print(f"written: {file}")
+
+
+_LEGEND = (
+    "codes: operands whose codes and scales are equal, bit for bit; products: whose every element lies within what the "
+    "accumulator may lose; worst: the largest error as a share of that; model: elements that the accumulator's model "
+    "gives bit for bit"
+)
 
 
 def _row(f: Finding) -> tuple[Any, ...]:
     if not f.codes:
         return (f.recipe, "none", "none", "", "", "emulated")
-    share = f"{100 * f.equal / f.modelled:.2f} %" if f.modelled else ""
-    within = f"{f.products} of {f.products}" if not f.beyond else f"{f.beyond} elements beyond"
+    share = f"{_floor(100 * f.equal / f.modelled)} %" if f.modelled else ""
+    within = f"{f.products - f.failed} of {f.products}"
     equal = f"{f.codes - f.differing} of {f.codes}"
-    return (f.recipe, equal, within, f"{f.worst:.3f}", share, "ok" if f.ok else f"FAILED: {f.first}")
+    return (f.recipe, equal, within, f"{f.worst:.3f}", share, "ok" if f.ok else "FAILED")
+
+
+def _floor(share: float) -> str:
+    """Return a share with two digits, never rounded up: 100.00 means all."""
+    return f"{math.floor(share * 100) / 100:.2f}"

@@ -1,6 +1,6 @@
 """Floor 0: which numbers exist, how reals become them, and where random bits come from."""
 
-from narrowcast.formats.catalogue import families, find, format, formats, known_names
+from narrowcast.formats.catalogue import families, find, format, formats, known_names, round
 from narrowcast.formats.codebook import Codebook, codebook, from_quantiles
 from narrowcast.formats.families import Family
 from narrowcast.formats.format import Format, Layout
@@ -44,6 +44,7 @@ __all__ = [
     "multi",
     "pack",
     "philox",
+    "round",
     "rounding",
     "roundings",
     "unpack",

@@ -2,6 +2,8 @@
 
 from functools import lru_cache
 
+from torch import Tensor
+
 from narrowcast.errors import InputError, nearest
 from narrowcast.formats.codebook import CODEBOOKS
 from narrowcast.formats.families import FAMILIES, Family
@@ -10,7 +12,10 @@ from narrowcast.formats.hif8 import HiFloat8
 from narrowcast.formats.integer import Integer
 from narrowcast.formats.lns import Logarithmic
 from narrowcast.formats.minifloat import Minifloat
+from narrowcast.formats.philox import Stream
 from narrowcast.formats.posit import Posit
+from narrowcast.formats.rounding import Rounding
+from narrowcast.formats.rounding import rounding as rounding_of
 from narrowcast.formats.specials import Bottom, Specials
 
 IEEE, FN, FNUZ, NONE = Specials.IEEE, Specials.FN, Specials.FNUZ, Specials.NONE
@@ -120,3 +125,13 @@ def _member(name: str) -> Format | None:
 def known_names() -> list[str]:
     """Return every catalogued name, alias and example of a family: what a mistyped name may have meant."""
     return [*_FORMATS, *_ALIASES, *(example for family in FAMILIES for example in family.examples)]
+
+
+def round(x: Tensor, fmt: "str | Format", rounding: "str | Rounding" = "nearest-even", seed: int = 0) -> Tensor:
+    """Return ``x`` rounded onto the grid of ``fmt``: same dtype, shape and device. No scaling.
+
+    float64 keeps its dtype but is rounded once, from float64. Stochastic modes draw from ``seed``.
+    """
+    mode = rounding_of(rounding)
+    draws = Stream(seed).bits(x.shape, device=x.device) if mode.random else None
+    return format(fmt).round(x, mode, draws).to(x.dtype)

@@ -306,7 +306,7 @@ class Minifloat(Format):
         """Return the float32 values that ``x`` becomes; NaN stays NaN even where the format has none."""
         random = draws_of(x, rounding, random)
         x = float32_once(x, self.mantissa, rounding, random)
-        if rounding is NEAREST_EVEN and (dtype := self._torch_dtype) is not None and not torch.compiler.is_compiling():
+        if rounding is NEAREST_EVEN and (dtype := self.torch_dtype) is not None and not torch.compiler.is_compiling():
             return x.to(dtype).to(torch.float32, copy=True)
         return by_pieces(lambda piece, draws: self._round(piece, rounding, draws), x, random)
 
@@ -323,13 +323,13 @@ class Minifloat(Format):
         return torch.where(x.isnan(), x, self.decode(self._encode(x, rounding, random)))
 
     @property
-    def _torch_dtype(self) -> torch.dtype | None:
+    def torch_dtype(self) -> torch.dtype | None:
         """The torch dtype with these very values, where torch's own cast is IEEE's in every version.
 
         That holds for the 16-bit types; its 8-bit casts changed between 2.11 and 2.13 and are never used. Compiled
         code must not use it either: the compiler drops a cast that is undone at once, and with it the rounding.
         """
-        if self.specials is not Specials.IEEE or self.saturate or not self.signed:
+        if (self.specials, self.bottom, self.saturate, self.signed) != (Specials.IEEE, Bottom.SUBNORMAL, False, True):
             return None
         fields = (self.exponent, self.mantissa, self.bias)
         return {(8, 23, 127): torch.float32, (8, 7, 127): torch.bfloat16, (5, 10, 15): torch.float16}.get(fields)

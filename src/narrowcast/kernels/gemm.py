@@ -41,7 +41,7 @@ def gemm(a: QTensor, b: QTensor, plan: Plan, out: torch.dtype, alpha: float = 1.
         made: Tensor = torch.ops.narrowcast.fp8_gemm(*codes, *scales, *how)
     else:
         kind = getattr(torch, plan.units)
-        values = (_values(a, kind)[:, :depth], _values(b, kind)[:, :depth])
+        values = (exact_values(a, kind)[:, :depth], exact_values(b, kind)[:, :depth])
         made = torch.ops.narrowcast.wide_gemm(*values, outer_scale(a, b, alpha), out)
     return made if made.shape == (rows, cols) else made[:rows, :cols]
 
@@ -92,7 +92,7 @@ def _outer(q: QTensor) -> Tensor | None:
     return None
 
 
-def _values(q: QTensor, dtype: torch.dtype) -> Tensor:
+def exact_values(q: QTensor, dtype: torch.dtype) -> Tensor:
     """Return ``[R, K]``: elements times their block's scale, exact in ``dtype`` (`plan` has seen to it)."""
     fmt, scale = q.cast.format, q.cast.scale
     if fmt.name == str(dtype).removeprefix("torch."):

@@ -33,8 +33,8 @@ def quantize(
     if stream is None and cast.random:
         raise InputError(f"cast {cast} draws random bits: pass seed= or a Stream")
     padded = cast.padded_shape(tuple(x.shape), what)
-    if prod(padded) == 0:
-        return cast.quantize(x, stream, history, what)  # nothing to compute, only shapes
+    if prod(padded) == 0 or cast.own(x) is not None:
+        return cast.quantize(x, stream, history, what)  # nothing to compute: only shapes, or a copy
     short = padded[-2] - x.shape[-2] if len(x.shape) > 2 else 0
     source = F.pad(x, (0, 0, 0, short)) if short else x  # each matrix of a batch is padded by itself
     bits = _counter(stream, x.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.formats import format
-from narrowcast.quantize import round as round_to
+from narrowcast.formats import round as round_to
 from narrowcast.studies.study import Check, at_least, at_most
 from narrowcast.workloads.solvers import (
     Rounding,

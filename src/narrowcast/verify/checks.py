@@ -2,8 +2,9 @@
 
 - *Codes and scales* of all six operands of a linear layer, each by itself and both orientations of a tensor at once,
   as layers make them; kernels against plain PyTorch: bit for bit.
-- *Products*, library against float64 of the decoded operands: within what the accumulator may lose (`bound`).
-- *The accumulator's model*, where a tensor core has one: how many float32 products it gives bit for bit.
+- *Products*, float32, library against float64 of the decoded operands: within what the accumulator may lose (`bound`);
+  infinities and NaN where they belong.
+- *The accumulator's model*: how many elements of those products it gives bit for bit on a GPU.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast import backend
+from narrowcast.formats import unpack
 from narrowcast.kernels.plan import Plan
 from narrowcast.nn.context import Context
 from narrowcast.nn.linear import Linear
@@ -23,10 +25,11 @@ from narrowcast.ops import Reuse
 from narrowcast.quantize import QTensor
 from narrowcast.recipes import recipe
 from narrowcast.verify.inputs import INPUTS
-from narrowcast.verify.sums import bound, products
+from narrowcast.verify.sums import bound, float32_bound, products
 
 SHAPES = ((64, 96, 128), (40, 24, 72), (1, 16, 256))  # tokens, outputs, inputs
 SMALL = ((24, 16, 40),)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # of the tensors; the first one for every shape
 _PAIRS = (("fwd.x", "wgrad.x"), ("fwd.w", "dgrad.w"), ("dgrad.g", "wgrad.g"))  # both orientations of each tensor
 
 
@@ -38,7 +41,8 @@ class Finding:
         recipe: its name.
         kernels: what runs each gemm; its reason in brackets where it is emulated.
         codes, differing: operands compared, and how many differ in a code or a scale.
-        products, beyond: products compared, and how many elements left their bound or are finite where they must not.
+        products, failed: products compared, and how many have such elements as `beyond` counts.
+        beyond: elements of products that lie beyond their bound, or are not the infinity or NaN due.
         worst: largest error as a share of its bound.
         equal, modelled: elements that the accumulator's model gives bit for bit, and how many it was asked for.
         first: the first difference, in words.
@@ -49,6 +53,7 @@ class Finding:
     codes: int = 0
     differing: int = 0
     products: int = 0
+    failed: int = 0
     beyond: int = 0
     worst: float = 0.0
     equal: int = 0
@@ -104,17 +109,17 @@ def _verify(
     plans = {g: c.plan for g, c in made.items() if c.plan is not None}
     for shape in shapes:
         for kind, harden in INPUTS.items():
-            for dtype in (torch.bfloat16, torch.float32) if shape == shapes[0] else (torch.bfloat16,):
+            for dtype in DTYPES if shape == shapes[0] else DTYPES[:1]:
                 generator = torch.Generator(device).manual_seed(seed)
                 m, n, k = shape
                 x, w, g = (
                     harden(torch.randn(*s, generator=generator, device=device)).to(dtype)
                     for s in ((m, k), (n, k), (m, n))
                 )
-                where = f"{kind} {dtype} [{m}, {k}] by [{n}, {k}]"
+                where = f"{kind} {str(dtype).removeprefix('torch.')} [{m}, {k}] by [{n}, {k}]"
                 context = Linear(nn.Linear(k, n, bias=False, device=device), spec, "verify", seed).context
                 narrow = _codes(finding, context, spec, plans, (x, w, g), where)
-                _products(finding, spec, plans, narrow, where, modelled=kind in ("normal", "outliers"))
+                _products(finding, plans, narrow, where)
     return finding
 
 
@@ -161,27 +166,25 @@ def _compare(finding: Finding, found: QTensor, want: QTensor, what: str) -> None
 
 
 def difference(found: QTensor, want: QTensor) -> str:
-    """Return where two quantized tensors differ in what is stored, or nothing. A NaN is a NaN."""
-    for part in ("codes", "scales", "tensor_scale"):
+    """Return where two quantized tensors differ in what is stored, or nothing. Of scales, a NaN is a NaN."""
+    bits = want.cast.format.bits
+    a, b = (unpack(q.codes, bits, q.padded[-1]).view(want.padded) for q in (found, want))
+    wrong = (a != b).nonzero()
+    if len(wrong):
+        at, mask = tuple(wrong[0].tolist()), (1 << bits) - 1
+        codes = f"{int(a[at]) & mask:#x}, expected {int(b[at]) & mask:#x}"
+        return f"codes: {len(wrong)} differ, first at {at}: {codes}"
+    for part in ("scales", "tensor_scale"):
         a, b = getattr(found, part), getattr(want, part)
         if a is None or b is None or (part == "scales" and not want.cast.scale.bits):
             continue
         wrong = (a.reshape(b.shape) != b) & ~(a.isnan() & b.isnan()).reshape(b.shape)
-        if part == "codes" and bool(wrong.any()):  # the sign of an unscaled NaN is the processor's own
-            return f"{part}: {int(wrong.sum())} differ, first at {tuple(wrong.nonzero()[0].tolist())}"
         if bool(wrong.any()):
             return f"{part}: {int(wrong.sum())} differ"
     return ""
 
 
-def _products(
-    finding: Finding,
-    spec: LinearSpec,
-    plans: dict[str, Plan],
-    narrow: dict[str, QTensor],
-    where: str,
-    modelled: bool,
-) -> None:
+def _products(finding: Finding, plans: dict[str, Plan], narrow: dict[str, QTensor], where: str) -> None:
     for gemm, plan in plans.items():
         a, b = (narrow[label] for label in OPERANDS if label.startswith(f"{gemm}."))
         y = backend.gemm(a, b, plan, torch.float32)
@@ -189,20 +192,25 @@ def _products(
         depth = min(left.shape[1], right.shape[1])
         left, right = left[:, :depth], right[:, :depth]
         want = left @ right.mT
-        limit = bound(plan, depth) * (left.abs() @ right.abs().mT) + 2.0**-120
+        limit = (bound if y.device.type == "cuda" else float32_bound)(a, b, plan)
         error = (y.double() - want).abs()
         finite = want.isfinite()
-        wrong = torch.where(finite, ~(error <= limit), y.isfinite())
+        wrong = torch.where(finite, ~(error <= limit), ~_same(y, want))
         finding.products += 1
         if bool(wrong.any()):
+            finding.failed += 1
             finding.beyond += int(wrong.sum())
             at = tuple(wrong.nonzero()[0].tolist())
             finding.note(f"{gemm} of {where}: {float(y[at]):.9g} at {at}, expected {float(want[at]):.9g}")
         if bool(finite.any()):
             finding.worst = max(finding.worst, float((error / limit)[finite].max()))
-        if modelled and plan.units == "fp8" and y.device.type == "cuda":
-            finding.equal += max(int((model == y).sum()) for model in products(a, b, plan))
+        if y.device.type == "cuda":
+            finding.equal += max(int(_same(model, y).sum()) for model in products(a, b, plan))
             finding.modelled += y.numel()
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    return (a == b) | (a.isnan() & b.isnan())
 
 
 def _decoded(q: QTensor) -> Tensor:

@@ -31,7 +31,7 @@ def _subnormal(x: Tensor) -> Tensor:
 
 
 def _not_a_number(x: Tensor) -> Tensor:
-    x[x.shape[0] // 2, x.shape[1] // 3] = float("nan")
+    x[x.shape[0] // 2, x.shape[1] // 3], x[-1, 0] = float("nan"), -float("nan")
     return x
 
 

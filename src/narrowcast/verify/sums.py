@@ -1,66 +1,153 @@
 """What the sums of tensor cores may lose, and what the accumulator's model says that they are."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from narrowcast.accumulate import HOPPER_FP8, Codes
+from narrowcast.accumulate import HOPPER_FP8, HOPPER_FP16, Aligned, Codes
+from narrowcast.accumulate.doubles import exponent, power_of_two
+from narrowcast.formats import format, unpack
+from narrowcast.kernels.gemm import exact_values, outer_scale
 from narrowcast.kernels.plan import BLOCKS, Plan
 from narrowcast.quantize import QTensor
 
 FLOAT32 = 2.0**-24
+UNDERFLOW = 2.0**-120  # 64 sums that end below float32's normal numbers
 BLOCK = 128
+_NONE = -450  # exponent of a zero: its products vanish beside any other
 
 
-def bound(plan: Plan, depth: int) -> float:
-    """Return what the sum of ``depth`` products may lose, as a share of the sum of their magnitudes.
+def _fused(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
+    return (a.double() * b.double() + total.double()).float()
 
-    Hopper's FP8 sums cut each of 32 products and the running sum below 13 bits behind the largest exponent, and the sum
-    to 13 bits: 34 units of 2**-13 every 32 products, each at most the magnitudes summed so far; with promotion, of each
-    128. 16-bit operands lose float32's last bits, cut off; scales cost three roundings more.
-    """
-    if plan.units != "fp8":
-        return 2 * depth * FLOAT32
-    steps = -(-depth // 32) if plan.fast else 4
-    return steps * 34 * 2.0**-13 + (depth // 128 + 4) * FLOAT32
+
+#: how a sum of codes ``a``, the scale ``s`` of its row and the scale ``t`` of its column come to a running total
+ORDERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "total + a (s t), fused": lambda total, a, s, t: _fused(a, s * t, total),
+    "total + (a s) t, fused": lambda total, a, s, t: _fused(a * s, t, total),
+    "total + (a t) s, fused": lambda total, a, s, t: _fused(a * t, s, total),
+    "total + a (s t)": lambda total, a, s, t: total + a * (s * t),
+    "total + (a s) t": lambda total, a, s, t: total + a * s * t,
+    "total + (a t) s": lambda total, a, s, t: total + a * t * s,
+}
 
 
 def products(a: QTensor, b: QTensor, plan: Plan) -> list[Tensor]:
-    """Return what the accumulator's model gives, float32; two answers where either scale may multiply first.
+    """Return what the accumulator's model gives, float32; two answers where either scale may multiply first."""
+    blocks = plan.tile_a in BLOCKS
+    if plan.tile_a == plan.tile_b and plan.tile_a in ("row", "1x128"):
+        return [in_order(a, b, plan, order, blocks) for order in ("total + (a s) t, fused", "total + (a t) s, fused")]
+    return [in_order(a, b, plan, "total + a (s t), fused", blocks)]
 
-    On an H100 the library multiplies by the product of the two scales where they are of tensors, or of 1x128 and
-    128x128 tiles (all bits agree). For rows, and for two operands in 1x128 tiles, as many bits agree as would by chance
-    if one scale multiplied each sum, rounded, and the other came with the addition; which is first is not known.
+
+def in_order(a: QTensor, b: QTensor, plan: Plan, order: str, each: bool) -> Tensor:
+    """Return the model's ``[M, N]`` with scales multiplied in one of `ORDERS`.
+
+    ``each``: into each sum of 128 (scales of blocks must be), or into the finished one.
     """
-    left, right = (_as_codes(q) for q in (a, b))
-    if plan.tile_a in BLOCKS and plan.tile_a != plan.tile_b:
-        return [plan.accumulator.matmul(left, right)]
+    left, right = operands(a, b, plan)
+    add, total = ORDERS[order], torch.zeros((), device=left.values.device)
+    if plan.units != "fp8":
+        factor, sums = outer_scale(a, b), HOPPER_FP16.matmul(left, right)
+        return sums if factor is None else sums * factor
     assert left.scale is not None
     assert right.scale is not None
     down, across = left.scale[:, ::BLOCK].mT[:, :, None], right.scale[:, ::BLOCK].mT[:, None]  # [T, M, 1], [T, 1, N]
-    if plan.tile_a == "tensor" and plan.tile_b == "tensor":
-        return [_bare(left, right, plan) * (down[0] * across[0])]
-    if plan.tile_a not in BLOCKS:
-        total = _bare(left, right, plan)
-        return [total * down[0] * across[0], total * across[0] * down[0]]
-    found = [torch.zeros(left.values.shape[0], right.values.shape[0], device=left.values.device) for _ in "ab"]
-    for i, (x, w) in enumerate(zip(left.values.split(BLOCK, 1), right.values.split(BLOCK, 1), strict=True)):
-        part = HOPPER_FP8.matmul(Codes(x, None, left.smallest_normal), Codes(w, None, right.smallest_normal))
-        for side, (first, second) in enumerate(((down[i], across[i]), (across[i], down[i]))):
-            found[side] = (found[side].double() + (part * first).double() * second.double()).float()
+    if not each:
+        ((x, w),) = zip(*(_chunks(side, side.values.shape[1]) for side in (left, right)), strict=True)
+        return add(total, plan.accumulator.matmul(x, w), down[0], across[0])
+    for i, (x, w) in enumerate(zip(_chunks(left, BLOCK), _chunks(right, BLOCK), strict=True)):
+        total = add(total, HOPPER_FP8.matmul(x, w), down[i], across[i])
+    return total
+
+
+def bound(a: QTensor, b: QTensor, plan: Plan) -> Tensor:
+    """Return ``[M, N]`` float64: how far a tensor core's float32 product may lie from the exact one, by the model.
+
+    Each group of products loses what `lost` says; FP8 sums are moved to float32 every 128 unless the plan is fast, and
+    scales cost up to four roundings more.
+    """
+    left, right = operands(a, b, plan)
+    terms, factor = _terms(a, b, plan), _factor(a, b, plan)
+    if plan.units != "fp8":
+        roundings = 0 if factor is None else 4
+        total = lost(left, right, HOPPER_FP16)
+        return (total if factor is None else total * factor) + roundings * FLOAT32 * terms + UNDERFLOW
+    assert left.scale is not None
+    assert right.scale is not None
+    depth = left.values.shape[1]
+    size = depth if plan.fast else BLOCK
+    total = (-(-depth // BLOCK) + 4) * FLOAT32 * terms + UNDERFLOW
+    for i, (x, w) in enumerate(zip(_chunks(left, size), _chunks(right, size), strict=True)):
+        total += lost(x, w, HOPPER_FP8) * left.scale[:, i * size, None].double() * right.scale[:, i * size].double()
+    return total
+
+
+def float32_bound(a: QTensor, b: QTensor, plan: Plan) -> Tensor:
+    """Return ``[M, N]`` float64: how far a product may lie from the exact one if float32 sums it in any order."""
+    return (min(a.padded[1], b.padded[1]) + 4) * FLOAT32 * _terms(a, b, plan) + UNDERFLOW
+
+
+def _terms(a: QTensor, b: QTensor, plan: Plan) -> Tensor:
+    """Return the sums of the magnitudes of products."""
+    left, right = operands(a, b, plan)
+    total, factor = left.scaled().double().abs() @ right.scaled().double().abs().mT, _factor(a, b, plan)
+    return total if factor is None else total * factor
+
+
+def _factor(a: QTensor, b: QTensor, plan: Plan) -> Tensor | None:
+    factor = None if plan.units == "fp8" else outer_scale(a, b)
+    return None if factor is None else factor.double()
+
+
+def lost(a: Codes, b: Codes, model: Aligned) -> Tensor:
+    """Return ``[M, N]`` float64: the most that ``model`` drops from the sums of products of ``a`` and ``b``.
+
+    Of each product, and of the running sum, what lies below ``fraction`` bits behind the largest exponent: a unit, or
+    all of it where that is less; of each sum, what lies below its register. The exponent is that of the operands: where
+    one is subnormal (float16 below 2**-14) it keeps its format's lowest, and products lose more than their size lets
+    expect. No running sum exceeds the span of all of them, wherever the library begins one anew along K, but by what
+    was lost before.
+    """
+    values, powers = [x.values.double() for x in (a, b)], [_powers(x) for x in (a, b)]
+    found = total = low = high = values[0][:, :0] @ values[1][:, :0].mT
+    for k in range(0, a.values.shape[1], model.group):
+        (x, w), (p, q) = ([side[:, k : k + model.group] for side in both] for both in (values, powers))
+        largest, span = (p[:, None] * q[None]).amax(-1), high - low + found
+        unit = torch.maximum(largest, span) * 2.0**-model.fraction
+        cut = torch.minimum((x[:, None] * w[None]).abs(), unit[..., None]).sum(-1) + torch.minimum(span, unit)
+        total = total + x @ w.mT
+        low, high = torch.minimum(low, total), torch.maximum(high, total)
+        cut += (high - low + found) * 2.0**-model.register
+        found = found + torch.where(largest > 0, cut, 0.0)
     return found
 
 
-def _bare(a: Codes, b: Codes, plan: Plan) -> Tensor:
-    """Return the sums of the codes alone."""
-    return plan.accumulator.matmul(Codes(a.values, None, a.smallest_normal), Codes(b.values, None, b.smallest_normal))
+def _powers(x: Codes) -> Tensor:
+    """Return the power of two of each value, no less than its format's lowest; 0 for zeros."""
+    values = x.values.double()
+    lowest = int(exponent(torch.tensor(x.smallest_normal, dtype=torch.float64), _NONE))
+    return torch.where(values == 0, 0.0, power_of_two(exponent(values, lowest)))
 
 
-def _as_codes(q: QTensor) -> Codes:
-    """Return values and scales of FP8 codes, rows that padding filled cut off."""
-    values = q.cast.format.decode(q.codes).view(q.padded)
+def operands(a: QTensor, b: QTensor, plan: Plan) -> tuple[Codes, Codes]:
+    """Return what the units multiply, and the scales of FP8 codes; rows that padding filled are cut off."""
+    depth = min(a.padded[1], b.padded[1])
+    return _codes(a, plan.a, depth), _codes(b, plan.b, depth)
+
+
+def _codes(q: QTensor, carrier: str, depth: int) -> Codes:
+    smallest, rows = format(carrier).smallest_normal, q.shape[0]
+    if carrier in ("bfloat16", "float16"):
+        return Codes(exact_values(q, getattr(torch, carrier)).view(q.padded)[:rows, :depth].float(), None, smallest)
+    values = q.cast.format.decode(unpack(q.codes, q.cast.format.bits, q.padded[1])).view(q.padded)
     scale = torch.ones_like(values)
     blocks, _ = q.cast.tile.blocks(scale)
     for factor in q.cast.scale.restore(q.scales, q.tensor_scale):
         blocks.mul_(factor)
-    rows = q.shape[0]
-    return Codes(values[:rows], scale[:rows], q.cast.format.smallest_normal)
+    return Codes(values[:rows, :depth], scale[:rows, :depth], smallest)
+
+
+def _chunks(x: Codes, size: int) -> list[Codes]:
+    return [Codes(values, None, x.smallest_normal) for values in x.values.split(size, 1)]
