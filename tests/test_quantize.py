@@ -101,3 +101,23 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
         and torch.equal(a.nan_to_num().double(), b.nan_to_num().double())
         and (torch.equal(a.signbit() & ~a.isnan(), b.signbit() & ~b.isnan()))
     )
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_a_cast_to_the_type_that_a_tensor_has_changes_no_bit(name):
+    """All 65536 patterns, each NaN with its sign and payload; the codes are a copy."""
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    x = every.view(getattr(torch, name)).view(64, -1)
+    q = nc.cast(name).quantize(x)
+    assert torch.equal(q.codes.view(torch.int16).flatten(), every)
+    assert torch.equal(q.dequantize().isnan(), x.isnan())
+    number = ~x.isnan()
+    assert torch.equal(q.dequantize()[number], x[number])
+    wider = nc.quantize(x.double(), name, axis=0)  # by way of rounding: numbers are the same, NaN has one code a sign
+    found, nan = unpack(wider.codes, 16, 64).T, nc.format(name).nan_code
+    expected = torch.where(
+        x.isnan(), torch.where(every.view(64, -1) < 0, nan | 0x8000, nan), every.view(64, -1).int() & 0xFFFF
+    )
+    assert torch.equal(found, expected.int())
+    x.zero_()
+    assert q.codes.any()

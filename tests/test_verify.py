@@ -8,6 +8,7 @@ import torch
 
 from narrowcast import backend, verify
 from narrowcast.cli import run
+from narrowcast.cli.common import console
 from narrowcast.kernels.plan import Plan
 from narrowcast.quantize import QTensor, cast
 from narrowcast.verify.sums import ORDERS, in_order, operands
@@ -53,9 +54,27 @@ def test_one_wrong_code_and_one_wrong_product_are_found(plainly, monkeypatch, ca
     assert "recipe fp8-rowwise: fwd of normal" in capsys.readouterr().err
 
 
-def test_json_and_what_is_emulated(plainly, capsys):
-    assert run(["verify", "--quick", "--recipes", "int8-block,bf16", "--device", "cpu", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["recipes"]
+@pytest.mark.parametrize("columns", [80, 120, 200])
+def test_two_failures_are_told_in_lines_that_fit(plainly, monkeypatch, capsys, columns):
+    monkeypatch.setattr(console, "width", columns)
+    gemm = backend.gemm
+    monkeypatch.setattr(backend, "gemm", lambda *a: gemm(*a) * 1.5)
+    assert run(["verify", "--quick", "--recipes", "bf16,fp16,int8-block", "--device", "cpu"]) == 1
+    out, err = capsys.readouterr()
+    assert max(map(len, out.splitlines())) <= columns
+    rows = [line.split() for line in out.splitlines() if line.startswith(("bf16 ", "fp16 ", "int8-block "))]
+    assert [row[-1] for row in rows[:3]] == ["FAILED", "FAILED", "emulated"]
+    assert [row[:2] for row in rows[3:]] == [["bf16", "FAILED:"], ["fp16", "FAILED:"]]
+    assert "bf16 FAILED: fwd of normal bfloat16 [24, 40] by [16, 40]:" in out
+    assert err.strip().endswith("; also fp16")
+
+
+def test_json_file_and_what_is_emulated(plainly, capsys, tmp_path):
+    asked = ["verify", "--quick", "--recipes", "int8-block,bf16", "--device", "cpu", "--out", str(tmp_path)]
+    assert run([*asked, "--json"]) == 0
+    payload = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "verify-cpu.json").read_text()) == payload
+    rows = payload["recipes"]
     assert [r["recipe"] for r in rows] == ["int8-block", "bf16"]
     assert rows[0]["codes"] == 0
     assert rows[0]["kernels"]["fwd"].startswith("emulated (int8 is not exact in FP8")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,7 +39,8 @@ def verify(
     wanted = [n.strip() for n in names.split(",") if n.strip()] or list(recipes())
     for name in wanted:
         recipe(name)
-    with progress() as bar:
+    with progress() as bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*invalid value", RuntimeWarning)  # numpy's, in Triton's interpreter
         task = bar.add_task("verify", total=len(wanted), note="")
         found = run(
             wanted, where, shapes=SMALL if quick else SHAPES, seed=seed,
@@ -80,7 +82,7 @@ def _show(found: list[Finding], where: torch.device, file: Path | None) -> None:
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "Triton's interpreter"
     console.print(f"native against emulate on {name}\n")
     console.print(table)
-    console.print(f"\n{_LEGEND}", style="dim")
+    console.print(f"\n{_LEGEND}\n", style="dim")
     for f in found:
         for gemm, kernel in f.kernels.items():
             if kernel.startswith("emulated"):
@@ -92,11 +94,11 @@ def _show(found: list[Finding], where: torch.device, file: Path | None) -> None:
         console.print(f"written: {file}")
 
 
-_LEGEND = (
-    "codes: operands whose codes and scales are equal, bit for bit; products: whose every element lies within what the "
-    "accumulator may lose; worst: the largest error as a share of that; model: elements that the accumulator's model "
-    "gives bit for bit"
-)
+_LEGEND = """\
+codes     operands whose codes and scales are equal, bit for bit
+products  whose every element lies within what the accumulator may lose
+worst     the largest error as a share of that
+model     elements of products that the accumulator's model gives bit for bit"""
 
 
 def _row(f: Finding) -> tuple[Any, ...]:
