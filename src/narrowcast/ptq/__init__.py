@@ -20,6 +20,7 @@ from narrowcast.ptq.gptq import Solution, Solver, gptq, output_error
 from narrowcast.ptq.kv import kv_peaks
 from narrowcast.ptq.pipeline import Quantization, quantize_model
 from narrowcast.ptq.recipe import CacheScheme, PtqRecipe, Scheme
+from narrowcast.ptq.row_search import LeastRowError
 from narrowcast.ptq.search import AbsMax, LeastError, LeastOutputError, Percentile, Search
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Learned",
     "LeastError",
     "LeastOutputError",
+    "LeastRowError",
     "Percentile",
     "PtqRecipe",
     "Quantization",

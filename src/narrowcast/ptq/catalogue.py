@@ -3,7 +3,8 @@
 from narrowcast.errors import InputError, nearest
 from narrowcast.ptq.gptq import Solver
 from narrowcast.ptq.recipe import Awq, CacheScheme, PtqRecipe, Scheme, Smooth
-from narrowcast.ptq.search import LeastError, LeastOutputError
+from narrowcast.ptq.row_search import LeastRowError
+from narrowcast.ptq.search import LeastError
 from narrowcast.quantize import cast
 from narrowcast.transforms import Hadamard
 
@@ -12,7 +13,7 @@ _TOKEN_INT8 = cast("int8/row/fp32")
 _ROTATE_16, _ROTATE_32 = Hadamard(16), Hadamard(32)
 _W8_FP8 = Scheme(cast("e4m3fn/row/fp32"), _TOKEN_FP8)
 _W8_INT8 = Scheme(cast("int8/row/fp32"), _TOKEN_INT8)
-_W4_G128, _W4_G32 = Scheme(cast("int4/1x128+pad/fp32")), Scheme(cast("int4/1x32+pad/fp32"))
+_W4_G128, _W4_G32 = Scheme(cast("int4_full/1x128+pad/fp32")), Scheme(cast("int4_full/1x32+pad/fp32"))
 _MXFP4 = Scheme(cast("e2m1fn/1x32+pad/e8m0"), cast("e2m1fn/1x32+pad/e8m0"))
 _NVFP4 = Scheme(cast("e2m1fn/1x16+pad/e4m3fn+fp32"), cast("e2m1fn/1x16+pad/e4m3fn+fp32"))
 _MX_ROTATED = Scheme(cast("e2m1fn/1x32+pad/e8m0-four-thirds"), cast("e2m1fn/1x32+pad/e8m0-four-thirds"), _ROTATE_32)
@@ -41,7 +42,7 @@ _OCP = "OCP 2023, Microscaling Formats v1.0"
 _DEEPSEEK = "DeepSeek-AI 2024, DeepSeek-V3"
 _VLLM = "vLLM's FP8 cache under calibrated scales (kv_cache_scheme of compressed-tensors)"
 _TRUKHANOV = "Trukhanov & Soloveychik 2024, Accurate Block Quantization in LLMs with Outliers"
-_CLIP = LeastOutputError()
+_CLIP = LeastRowError(40)
 
 _ROWS = (
     PtqRecipe("w8a8-fp8", "FP8: weights per channel, activations per token, dynamic; no data", _KURTIC, _W8_FP8),

@@ -83,6 +83,11 @@ class _Grid(Search):
     #: whether a tile's error is the sum of its elements', so that scales by sign can be searched apart
     adds_up: ClassVar[bool] = False
 
+    @property
+    def ratios(self) -> list[float]:
+        """The ratios that are tried, from 1 downwards."""
+        return [1 - step * (1 - self.smallest) / self.steps for step in range(self.steps)]
+
     @abstractmethod
     def error(self, d: Tensor, cast: Cast, hessian: Tensor | None) -> Tensor:
         """Return the error of each tile, shaped as `Settled.tiles`, from the differences ``d`` ``[N, K]``."""
@@ -91,8 +96,7 @@ class _Grid(Search):
         """Return the best of the tried ratios for every tile."""
         best: Tensor | None = None
         least: Tensor | None = None
-        for step in range(self.steps):
-            ratio = 1 - step * (1 - self.smallest) / self.steps
+        for ratio in self.ratios:
             d = cast.settle(x, x.new_tensor(ratio)).apply(x) - x
             error = self._error_by_scale(d, x, cast, hessian)
             if best is None or least is None:
@@ -126,7 +130,7 @@ class LeastError(_Grid):
     smallest: float = 0.2
 
     def __post_init__(self) -> None:
-        _check(self.steps, self.smallest)
+        checked_grid(self.steps, self.smallest)
         if not self.power > 0:
             raise InputError(f"scale search: expected power > 0, found {self.power}")
 
@@ -153,7 +157,7 @@ class LeastOutputError(_Grid):
     smallest: float = 0.5
 
     def __post_init__(self) -> None:
-        _check(self.steps, self.smallest)
+        checked_grid(self.steps, self.smallest)
 
     def error(self, d: Tensor, cast: Cast, hessian: Tensor | None) -> Tensor:
         """Return the tiles' quadratic forms; plain squares where there is no H."""
@@ -176,6 +180,7 @@ class LeastOutputError(_Grid):
         return "output-mse"
 
 
-def _check(steps: int, smallest: float) -> None:
+def checked_grid(steps: int, smallest: float) -> None:
+    """Raise InputError for a grid of ratios that is none."""
     if not (steps >= 1 and 0 < smallest <= 1):
         raise InputError(f"scale search: expected steps >= 1 and 0 < smallest <= 1, found {steps} and {smallest}")
