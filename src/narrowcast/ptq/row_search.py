@@ -2,8 +2,7 @@
 
 AWQ clips each group of weights for what the group alone does to the outputs, and leaves out the products of two groups'
 errors. Here each tile's scale is chosen beside what the row's other tiles do at present. `bench/ptq.py` has both.
-Sources: the clipping is AWQ's (Lin et al. 2023); the passes are QuantEase's (Behdin et al. 2023), over scales instead of
-codes.
+Sources: the clipping is AWQ's (Lin et al. 2023); the passes are QuantEase's (Behdin et al. 2023), there over codes.
 """
 
 from dataclasses import dataclass
