@@ -16,18 +16,19 @@ KINDS = (
 )
 
 
-def rounds(work: dict[str, Callable[[], Any]], count: int, warm: int = 2) -> dict[str, list[float]]:
-    """Return milliseconds of each piece of work, one of each per round, by device events."""
+def rounds(work: dict[str, Callable[[], Any]], count: int, warm: int = 2, times: int = 1) -> dict[str, list[float]]:
+    """Return milliseconds of each piece of work, by device events: of each in a round ``times`` one after the other."""
     found: dict[str, list[float]] = {name: [] for name in work}
     for i in range(count + warm):
         for name, run in work.items():
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            run()
+            for _ in range(times):
+                run()
             end.record()
             torch.cuda.synchronize()
             if i >= warm:
-                found[name].append(start.elapsed_time(end))
+                found[name].append(start.elapsed_time(end) / times)
     return found
 
 

@@ -5,10 +5,10 @@
 Layers of 4096 wide, 14336 in the gated unit, 32 heads and 8 of keys, 4 x 4096 tokens, bfloat16, weights included.
 Attention is cuDNN's in every variant (the faster of cuDNN's and FlashAttention-2, measured in the same run). Variants
 are interleaved, each captured in a CUDA graph (``--launched``: not), so that no variant waits for the processor; a
-figure is the median over rounds, of milliseconds and of the ratio to bf16 in the same round. Memory is what one step
-without a graph allocates at its peak, and the weights: gradients, what is saved, workspace, no inputs. Then one profile
-of each says where its time goes. ``RECIPE@hopper-fp8`` sums as torchao's row scales do: fast, without promotion.
-Writes bench/results/train-cuda.json.
+figure is the median over rounds of four steps, of milliseconds a step and of the ratio to bf16 in the same round.
+Memory is what one step without a graph allocates at its peak, and the weights: gradients, what is saved, workspace, no
+inputs. Then one profile of each says where its time goes. ``RECIPE@hopper-fp8`` sums as torchao's row scales do: fast,
+without promotion. Writes bench/results/train-cuda.json.
 """
 
 import argparse
@@ -40,6 +40,7 @@ RECIPES = (
     "fp8-tensorwise,fp8-tensorwise@hopper-fp8,fp8-delayed,fp8-rowwise,fp8-rowwise@hopper-fp8,fp8-rowwise@hopper-fp8+joined,"
     "fp8-block,fp8-block+joined,fp8-hybrid,fp8-static@hopper-fp8,fp8-static@hopper-fp8+joined,fp8-smooth-swiglu,fp8-coat"
 )
+STEPS = 4  # one after the other, as training takes them
 PEERS = "tensorwise,rowwise,rowwise_with_gw_hp"
 
 
@@ -229,7 +230,7 @@ def main(arguments: list[str]) -> None:
     names = [n for n in options.recipes.split(",") if n]
     peers = [n for n in options.peers.split(",") if n]
     variants = build(names, peers, sizes, "cuda", not options.eager, options.launched)
-    times = rounds({name: step for name, (step, _) in variants.items()}, options.rounds)
+    times = rounds({name: step for name, (step, _) in variants.items()}, options.rounds, times=STEPS)
     rows = {}
     for name, (step, row) in variants.items():
         row |= {"ms": statistics.median(times[name]), "over_bf16": ratio(times["bf16"], times[name])}
@@ -251,6 +252,7 @@ def main(arguments: list[str]) -> None:
         "compiled": not options.eager,
         "graphs": not options.launched,
         "rounds": options.rounds,
+        "steps_a_round": STEPS,
         "attention_ms": attention(sizes, "cuda"),
         "variants": rows,
     }

@@ -75,7 +75,7 @@ def step_table(report: dict[str, Any]) -> str:
     ran, sizes = report["machine"], report["sizes"]
     note = (
         f"{sizes['layers']} layers of Llama-8B ({sizes['width']} wide, {sizes['gated']} gated), {sizes['batch']} x {sizes['context']} "
-        f"tokens, forward and backward, compiled, each in a CUDA graph, interleaved, medians of {report['rounds']}: {ran['gpu']}, torch "
+        f"tokens, forward and backward, compiled, each in a CUDA graph, interleaved, medians of {report['rounds']} rounds: {ran['gpu']}, torch "
         f"{ran['torch']}, {ran['date']}. `@hopper-fp8` and torchao's row scales sum without promotion; `+joined` has norm and gate in one "
         "with their casts. Casts that torchao leaves to the compiler count under norm and elementwise. All figures in "
         "`bench/results/train-cuda.json`, written by `./dev bench train_gpu`."
