@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bench.gpu import rounds, shares
+from bench.gpu import captured, rounds, shares
 from torch import nn
 
 import narrowcast as nc
@@ -35,19 +35,7 @@ def step_of(model: nn.Module, tokens: int, outputs: int, inputs: int) -> Callabl
         x.grad = None
         model(x).backward(g)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-
-    def replay(graph: Any = graph, alive: Any = (model, x, g)) -> None:  # a graph does not hold the tensors it reads
-        graph.replay()
-
-    return replay
+    return captured(step, (model, x, g))
 
 
 def explain(names: list[str], sizes: tuple[int, ...]) -> list[dict[str, Any]]:

@@ -32,6 +32,29 @@ def rounds(work: dict[str, Callable[[], Any]], count: int, warm: int = 2, times:
     return found
 
 
+def graphed(work: Callable[[], Any], pool: Any = None) -> torch.cuda.CUDAGraph:
+    """Return ``work`` captured, after a warm-up that compiles it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        work()
+    return graph
+
+
+def captured(work: Callable[[], Any], alive: Any, pool: Any = None) -> Callable[[], None]:
+    """Return the replay of ``work``; it keeps ``alive``, the owners of the tensors it reads, which a graph does not."""
+
+    def replay(graph: torch.cuda.CUDAGraph = graphed(work, pool), alive: Any = (work, alive)) -> None:
+        graph.replay()
+
+    return replay
+
+
 def ratio(base: list[float], times: list[float]) -> float:
     """Return the median over rounds of ``base`` over ``times``."""
     return statistics.median(b / t for b, t in zip(base, times, strict=True))

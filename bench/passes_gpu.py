@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.quantize_gpu import graphed, milliseconds
+from bench.gpu import graphed
+from bench.quantize_gpu import milliseconds
 
 import narrowcast as nc
 from narrowcast import passes as plain

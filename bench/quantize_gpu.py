@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench.gpu import graphed
 
 import narrowcast as nc
 from narrowcast.backend import choose_quantize
@@ -195,20 +196,6 @@ def passes(cast: Cast, xs: list[torch.Tensor]) -> dict[str, Callable[[], Any]]:
     if maxima[0] != (None, None):
         found["amax"] = lambda: [amax(x, str(cast), list(shape), source == "row", *bits) for x in xs]
     return found
-
-
-def graphed(work: Callable[[], Any]) -> torch.cuda.CUDAGraph:
-    """Return ``work`` captured, after a warm-up that compiles it."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
 
 
 def copies(count: int, size: int) -> torch.cuda.CUDAGraph:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench.explain import explain
-from bench.gpu import peak, ratio, rounds, shares, slowest
+from bench.gpu import captured, peak, ratio, rounds, shares, slowest
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -138,25 +138,6 @@ def memory(step: Callable[[], Any], model: nn.Module) -> float:
     return most / 2**30
 
 
-def captured(step: Callable[[], Any], model: nn.Module, pool: Any) -> Callable[[], None]:
-    """Return the replay of one step; what it makes lies in ``pool``, as every variant's does, one after the other."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    model.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        step()
-    model.zero_grad(set_to_none=True)
-
-    def replay(graph: Any = graph, alive: Any = step) -> None:  # a graph does not hold the tensors that it reads
-        graph.replay()
-
-    return replay
-
-
 def attention(sizes: tuple[int, ...], device: str) -> dict[str, float]:
     """Return milliseconds of attention, forward and backward, by each of torch's kernels."""
     width, _, heads, keys, _, batch, context = sizes
@@ -202,7 +183,8 @@ def build(
         del made_now
         step()
         row["peak_gib"] = memory(step, model)
-        found[name] = (step if launched else captured(step, model, pool), row)
+        found[name] = (step if launched else captured(step, model, pool), row)  # one pool: one after the other
+        model.zero_grad(set_to_none=True)
         print(
             f"{name}: {row['peak_gib']:.2f} GiB, errors {row['errors']}, {row['first_step_s']:.0f} s",
             flush=True,
