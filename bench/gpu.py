@@ -48,8 +48,9 @@ def graphed(work: Callable[[], Any], pool: Any = None) -> torch.cuda.CUDAGraph:
 
 def captured(work: Callable[[], Any], alive: Any, pool: Any = None) -> Callable[[], None]:
     """Return the replay of ``work``; it keeps ``alive``, the owners of the tensors it reads, which a graph does not."""
+    graph = graphed(work, pool)
 
-    def replay(graph: torch.cuda.CUDAGraph = graphed(work, pool), alive: Any = (work, alive)) -> None:
+    def replay(alive: Any = (work, alive)) -> None:
         graph.replay()
 
     return replay
