@@ -182,9 +182,10 @@ def cast_matrix(x: list[list[float]], fmt, tile: str, scale: str, mode: str, dra
     tiles = list(tiles_of(rows, cols, tile))
     for elements, (above, below) in zip(tiles, scales_of(scale, x, tiles, whole, fmt, format_of), strict=True):
         for r, c in elements:
-            back, into = below if x[r][c] < 0 else above
+            back, into, *zero = below if x[r][c] < 0 else above
             entered = into(x[r][c]) if callable(into) else f32(x[r][c] * into)
-            value = round_one(fmt, entered, mode, draws[r][c] if draws else 0)
+            entered = f32(entered + zero[0]) if zero else entered
+            value = round_one(fmt, entered, mode, draws[r][c] if draws else 0) - (zero[0] if zero else 0)
             for factor in back:
                 value = f32(value * factor)
             result[r][c] = value
@@ -200,12 +201,25 @@ def scales_of(scale: str, x, tiles, whole: float, fmt, format_of):
     for elements in tiles:
         amax = max_or_nan(abs(x[r][c]) for r, c in elements)
         sides = [max_or_nan(max(s * x[r][c], 0.0) for r, c in elements) for s in (1, -1)]
+        if "-zero" in scale:
+            found.append((zero_point(scale, sides if math.isfinite(amax) else [math.nan] * 2, format_of),) * 2)
+            continue
         if not scale.endswith("-signs"):
             sides = [amax, amax]
         elif not math.isfinite(amax):
             sides = [math.nan, math.nan]
         found.append(tuple(tile_scale(scale.removesuffix("-signs"), side, whole, fmt, format_of) for side in sides))
     return found
+
+
+def zero_point(scale: str, sides: list[float], format_of):
+    """(factors back, factor in, the code of zero) of a tile that reaches from -sides[1] to sides[0]."""
+    rule, _, width = scale.partition("-zero")
+    back, into = tile_scale(rule, f32(sides[0] + sides[1]), 0.0, format_of(f"uint{width}"), format_of)
+    if math.isnan(into):
+        return back, into, math.nan
+    low = -(2 ** (int(width) - 1))
+    return back, into, min(max(low + round(f32(sides[1] / back[0])), low), -low - 1)
 
 
 def max_or_nan(values) -> float:

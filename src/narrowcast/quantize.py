@@ -26,8 +26,7 @@ from narrowcast.formats import rounding as rounding_of
 from narrowcast.formats.format import float32_of
 from narrowcast.formats.packing import pack, unpack
 from narrowcast.presets import PRESETS as PRESETS
-from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, scale_rule, tile
-from narrowcast.scaling.rule import of_sign
+from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, ZeroPoint, scale_rule, tile
 from narrowcast.transforms import Hadamard, transform
 
 UNSCALED = One()
@@ -97,6 +96,8 @@ class Cast:
         """
         if self.transform is not None:
             raise InputError(f"cast {self}: its transform is undone before a product of codes; give it to the gemm")
+        if isinstance(self.scale, ZeroPoint):
+            raise InputError(f"cast {self}: accumulators on codes know no zero points")
         source = self._source(x, stream, what)
         blocks, inside = self.tile.blocks(source)
         scale = self._scale(blocks, inside, history)
@@ -241,21 +242,27 @@ class Settled:
         """Return what ``x`` of any shape becomes under the one settled scale of a ``tensor`` tile."""
         if not self.cast.tile.is_tensor:
             raise InputError(f"cast {self.cast}: only one scale per tensor fits a tensor of another shape")
-        shape = (2,) if self.scale.by_sign else ()
+        shape = (2,) if self.scale.numbers.count == 2 else ()
         return self.round(x, self.scale.into.reshape(shape), tuple(factor.reshape(shape) for factor in self.scale.back))
 
     def round(self, x: Tensor, into: Tensor, back: tuple[Tensor, ...]) -> Tensor:
         """Return what values become under the matching slices of `factors`: any columns, any rows."""
-        source = float32_of(x)
-        values = self.cast.format.round(self.scale.times(source, self._of_sign(into, source)), self.cast.rounding)
+        return self.leave(self.cast.format.round(self.enter(x, into), self.cast.rounding), back)
+
+    def enter(self, x: Tensor, into: Tensor) -> Tensor:
+        """Return values as the element format sees them, under the matching slice of what multiplies in."""
+        return self.scale.numbers.enter(float32_of(x), self._apart(into), self.scale.times)
+
+    def leave(self, values: Tensor, back: tuple[Tensor, ...]) -> Tensor:
+        """Return values of the element format on their way back, in place."""
         for factor in back:
-            values = values.mul_(self._of_sign(factor, values))
+            values = self.scale.numbers.leave(values, self._apart(factor))
         return values
 
     def factors(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return what multiplies in and what multiplies back, each as float32 of `shape`.
 
-        Where the signs have scales of their own each is ``[2, *shape]``: for values from 0 up, and for those below.
+        Where a tile has two numbers (`scaling.numbers`) each is ``[2, *shape]``.
         """
         return self._spread(self.scale.into), tuple(self._spread(factor) for factor in self.scale.back)
 
@@ -272,14 +279,13 @@ class Settled:
         """Shape of one number per tile, as `Cast.settle` takes for ``ratio``."""
         return tuple(self.scale.stored.shape)
 
-    def _of_sign(self, factor: Tensor, values: Tensor) -> Tensor:
-        return torch.where(values < 0, factor[1], factor[0]) if self.scale.by_sign else factor
+    def _apart(self, factor: Tensor) -> tuple[Tensor, ...]:
+        return factor.unbind(0) if self.scale.numbers.count == 2 else (factor,)
 
     def _spread(self, factor: Tensor) -> Tensor:
         inside = tuple(slice(0, n) for n in self.shape)
-        sides = (factor[..., :1], factor[..., -1:]) if self.scale.by_sign else (factor,)
-        spread = [self.cast.tile.spread(side, self.padded)[inside] for side in sides]
-        return torch.stack(spread) if self.scale.by_sign else spread[0]
+        spread = [self.cast.tile.spread(one, self.padded)[inside] for one in self.scale.numbers.apart(factor)]
+        return torch.stack(spread) if len(spread) == 2 else spread[0]
 
 
 @dataclass(frozen=True)
@@ -312,8 +318,9 @@ class QTensor:
         codes = unpack(self.codes, self.cast.format.bits, self.padded[-1] if self.padded else 1)
         values = self.cast.format.decode(codes).view(self.padded)
         blocks, _ = self.cast.tile.blocks(values)
+        numbers = self.cast.scale.numbers
         for factor in self.cast.scale.restore(self.scales, self.tensor_scale):
-            blocks.mul_(of_sign(factor, blocks, self.cast.scale.by_sign))
+            numbers.leave(blocks, numbers.apart(factor))
         values = self.cast._finish(values, self.shape, self.stream)
         return values.to(self.dtype).movedim(-1, self.axis) if self.shape else values.to(self.dtype)
 

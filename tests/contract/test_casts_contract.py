@@ -34,7 +34,8 @@ UNUSUAL = [
     "e4m3fn/row/fp32-headroom3/stochastic", "e2m1fn/1x32/float16-signs", "int4/8x16/e8m0-signs", "nf4/row/fp32-signs",
     "e4m3fn/tensor/fp32-signs/stochastic", "nf4/1x64/dynamic8+fp32x256-mean", "e2m1fn/1x16/e4m3fn+fp32x16",
     "int4/4x32/int8+fp32x7-mean/up",
-    "int4_full/1x32+pad/e8m0", "int8/row/float16", "e4m3fn/1x32/e8m0-three-quarters", "int8_full/row/divide-fp32",
+    "int4_full/1x32+pad/e8m0", "int4_full/1x32/fp32-zero4", "int8_full/row/bfloat16-zero8",
+    "int3_full/4x16/float16-zero3/stochastic", "int8/row/float16", "e4m3fn/1x32/e8m0-three-quarters", "int8_full/row/divide-fp32",
     "e4m3fn/row/divide-bfloat16", "int4_full/1x32/divide-float16", "e2m1fn/1x16/e4m3fn+divide-fp32",
     "e2m1fn/1x16/e4m3fn+divide-bfloat16", "e4m3fn/tensor/divide-fp32/stochastic", "nf4/row/divide-bfloat16-signs",
 ]  # fmt: skip

@@ -31,6 +31,9 @@ CASTS = {
     "W3A16": ("int3/1x128/fp32", None, False),
     "W8A16": ("int8/1x128/fp32", None, False),
     "W4AFP8": ("int4/1x128/fp32", "e4m3fn/row/fp32", False),
+    "W4A16_ASYM": ("int4_full/1x128/fp32-zero4", None, False),
+    "W3A16_ASYM": ("int3_full/row/fp32-zero3", None, False),
+    "W8A8_ASYM": ("int8_full/row/fp32-zero8", "int8/row/fp32", False),
     "NVFP4": ("e2m1fn/1x16/e4m3fn+fp32", "e2m1fn/1x16/e4m3fn+fp32", True),
     "NVFP4A16": ("e2m1fn/1x16/e4m3fn+fp32", None, False),
     "MXFP4": ("e2m1fn/1x32/e8m0", "e2m1fn/1x32/e8m0", False),
@@ -41,6 +44,7 @@ CASTS = {
 
 EXPECTED = {
     "W4A16": "pack-quantized", "W3A16": "pack-quantized", "W8A16": "pack-quantized", "W4AFP8": "pack-quantized",
+    "W4A16_ASYM": "pack-quantized", "W3A16_ASYM": "pack-quantized", "W8A8_ASYM": "int-quantized",
     "W8A8": "int-quantized", "NVFP4": "nvfp4-pack-quantized", "NVFP4A16": "nvfp4-pack-quantized",
     "MXFP4": "mxfp4-pack-quantized", "MXFP4A16": "mxfp4-pack-quantized", "MXFP8": "mxfp8-quantized",
     "MXFP8A16": "mxfp8-quantized",
@@ -173,6 +177,8 @@ def test_tensors_by_name_shape_and_dtype():
     assert shapes("W4A16") == {
         "weight_packed": ((256, 48), torch.int32), "weight_scale": ((256, 3), BF16), "weight_shape": ((2,), torch.int64),
     }  # fmt: skip
+    assert shapes("W4A16_ASYM") == shapes("W4A16") | {"weight_zero_point": ((32, 3), torch.int32)}
+    assert shapes("W8A8_ASYM") == shapes("W8A8") | {"weight_zero_point": ((256, 1), torch.int8)}
     assert shapes("NVFP4") == {
         "weight_packed": ((256, 192), torch.uint8), "weight_scale": ((256, 24), torch.float8_e4m3fn),
         "weight_global_scale": ((1,), torch.float32), "input_global_scale": ((1,), torch.float32),
@@ -236,6 +242,8 @@ def test_caches_that_cannot_be_written(change, said):
 @pytest.mark.parametrize(
     ("weight", "activation", "static", "said"),
     [
+        ("int4_full/tensor/fp32-zero4", None, False, "zero points are for rows and groups there"),
+        ("int8/row/fp32", "int8_full/row/fp32-zero8", False, "zero points of inputs are not written there"),
         ("e5m2/row/fp32", None, False, "has e4m3fn, e2m1fn and signed integers of 2 to 8 bits, not e5m2"),
         ("e3m4/row/fp32", None, False, "not e3m4"),
         ("e3m2fn/1x32/e8m0", None, False, "not e3m2fn"),

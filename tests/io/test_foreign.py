@@ -18,6 +18,7 @@ from compressed_tensors.quantization.quant_scheme import PRESET_SCHEMES
 from safetensors.torch import load_file, save_file
 
 from narrowcast.errors import InputError
+from narrowcast.io.compressed.formats import FORMATS
 from narrowcast.io.foreign import LAYOUTS, open_checkpoint
 from narrowcast.io.foreign.compressed import scheme_of
 from narrowcast.io.foreign.table import reader_of
@@ -56,7 +57,7 @@ def test_values_are_those_that_the_tool_decodes(case):
     expected = GOLDEN[f"{case}/values"]
     found = read(config(case), parts(case))
     assert torch.equal(found.values().to(expected.dtype), expected)
-    assert (found.quantized is not None) == case.endswith("sym")  # no cast has zero points
+    assert (found.quantized is not None) == case.endswith(("sym", "plain")) or case.startswith("bnb")
 
 
 def test_gptq_version_2_keeps_its_zero_points_as_they_are():
@@ -128,7 +129,11 @@ def test_compressed_tensors_with_zero_points(bits):
         "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": args}},
     }  # fmt: skip
-    assert torch.equal(read(settings, stored).values(), compressor.decompress(stored, scheme)["weight"])
+    found = read(settings, stored)
+    assert torch.equal(found.values(), compressor.decompress(stored, scheme)["weight"])
+    assert str(found.quantized.cast) == f"int{bits}_full/1x32/fp32-zero{bits}/nearest-even"
+    again = FORMATS["pack-quantized"].write(found.quantized, torch.float32)
+    assert again.keys() == stored.keys() and all(torch.equal(again[name], stored[name]) for name in stored)
 
 
 def test_columns_in_another_order():

@@ -42,7 +42,8 @@ def test_streaming_gives_the_bits_of_quantizing_in_memory(architecture, tmp_path
     assert report["bytes_after"] == report["plan"]["bytes_after"]
 
 
-@pytest.mark.parametrize("name", ["w8a8-int8", "w4a16-awq-g32", "nvfp4-mr-gptq", "w8a8-fp8-static", "mxfp4"])
+@pytest.mark.parametrize("name", ["w8a8-int8", "w4a16-awq-g32", "nvfp4-mr-gptq", "w8a8-fp8-static", "mxfp4",
+                                  "w4a16-zero-gptq-g32"])  # fmt: skip
 def test_inputs_and_balanced_weights_come_back_too(name: str, tmp_path: Path) -> None:
     _, batches = quantized(LLAMA, tmp_path, name)
     model = built(LLAMA)

@@ -9,8 +9,9 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
 from tests.ptq.architectures import built, tokens
-from tests.ptq.folders import saved
+from tests.ptq.folders import quick, saved
 from tests.ptq.reloading import ARCHITECTURES, BF16, FP32, SCHEMES, inputs, logits, quantized, scheme, theirs
 
 import narrowcast as nc
@@ -22,7 +23,7 @@ from narrowcast.ptq.recipe import PtqRecipe
 from narrowcast.ptq.served import served
 from narrowcast.quantize import cast
 
-PLAIN = ("fp8", "fp8-static", "fp8-block", "int8", "int8-static", "w8a16", "w4a16", "w3a16", "w4afp8")
+PLAIN = ("fp8", "fp8-static", "fp8-block", "int8", "int8-static", "w8a16", "w4a16", "w3a16", "w4afp8", "w8a8-zero")
 BLOCK = ("nvfp4", "nvfp4a16", "mxfp4", "mxfp8")
 #: what every architecture is exported as; OPT, BERT and ViT have inputs of two axes (`io.compressed.layout`)
 CHOSEN = {
@@ -73,6 +74,29 @@ def test_our_own_layout_holds_every_cast(name, chosen, dtype, tmp_path):
     nc.save_pretrained(model, tmp_path / "model", layout="narrowcast")
     assert torch.equal(logits(nc.load(tmp_path / "model"), name, dtype), logits(model, name, dtype))
     assert nc.describe(tmp_path / "model").startswith(f"narrowcast: {served(chosen, dtype).scheme.weight}, inputs ")
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("chosen", [SCHEMES["w4a16-zero"], SCHEMES["w3a16-zero"], quick("w4a16-zero-gptq-g32")])
+def test_packed_zero_points(chosen, dtype, tmp_path, monkeypatch):
+    """compressed-tensors 0.20 forgets to pack them while a model is on the meta device: around that, and mended."""
+    model = quantized("llama", chosen, dtype)
+    expected, saved = logits(model, "llama", dtype), nc.save_pretrained(model, tmp_path / "model")
+    assert "dequantize=True" in str(saved) and "with zero points, inputs wide" in nc.describe(tmp_path / "model")
+    assert torch.equal(logits(nc.load(tmp_path / "model"), "llama", dtype), expected)
+    asked = transformers.CompressedTensorsConfig(dequantize=True)
+    dense = theirs(tmp_path / "model", type(model), quantization_config=asked)
+    assert torch.equal(logits(dense, "llama", dtype), expected)
+    original = PackedQuantizationCompressor.compress.__func__
+
+    def compress(cls, state, scheme):
+        found = original(cls, state, scheme)
+        zero = found["weight_zero_point"]
+        words = -(-zero.shape[0] * scheme.weights.num_bits // 32)
+        return found | {"weight_zero_point": torch.empty(words, zero.shape[1], dtype=torch.int32, device="meta")}
+
+    monkeypatch.setattr(PackedQuantizationCompressor, "compress", classmethod(compress))
+    assert torch.equal(logits(theirs(tmp_path / "model", type(model)), "llama", dtype), expected)
 
 
 def test_dense_weights_are_ours_to_bfloat16(tmp_path):

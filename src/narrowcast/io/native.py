@@ -1,10 +1,10 @@
 """narrowcast's own layout: any cast, any transform, as `QTensor` holds them.
 
 A weight ``P`` becomes ``P.codes`` (uint8, packed as `formats.packing` says), ``P.scales`` (as the scale format stores
-them), ``P.tensor_scale`` (float32, where there is a second level) and ``P.input_amax`` (float32, where the scale of
-the input is static). The experts of a fused weight are stacked on a first axis. config.json lists all layers, and the
-casts of cached keys and values; an attention module ``A`` whose keys are cached in another order of channels has
-``A.key_order`` (int64).
+them), ``P.tensor_scale`` (float32, where there is a second level), ``P.zeros`` (int8, zero points) and ``P.input_amax``
+(float32, where the scale of the input is static). The experts of a fused weight are stacked on a first axis.
+config.json lists all layers, and the casts of cached keys and values; an attention module ``A`` whose keys are cached
+in another order of channels has ``A.key_order`` (int64).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,12 @@ from narrowcast.errors import InputError
 from narrowcast.io.cached import CacheLayer, CacheSpec
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer
 from narrowcast.quantize import Cast, QTensor
+from narrowcast.scaling.numbers import ZERO
 
 METHOD = "narrowcast"
 VERSION, WITH_CACHE = 1, 2  # readers of the first know no cache, and would run the model without it
 KEY_ORDER = "key_order"
-_PARTS = ("codes", "scales", "tensor_scale", "input_amax")
+_PARTS = ("codes", "scales", "tensor_scale", "input_amax", "zeros")
 
 
 class Native:
@@ -56,10 +57,10 @@ class Native:
     def tensors(self, layer: QuantizedLayer) -> dict[str, Tensor]:
         """Return codes, scales and what else is stored of ``layer``."""
         name, first = layer.spec.name, layer.matrices[0]
-        found = {
-            f"{name}.codes": torch.stack([q.codes for q in layer.matrices]),
-            f"{name}.scales": torch.stack([q.scales for q in layer.matrices]),
-        }
+        codes, scales = (torch.stack([getattr(q, part) for q in layer.matrices]) for part in ("codes", "scales"))
+        found = {f"{name}.codes": codes, f"{name}.scales": scales}
+        if first.cast.scale.numbers is ZERO:  # whole numbers: a byte each instead of a float32
+            found |= {f"{name}.scales": scales[..., :1], f"{name}.zeros": scales[..., 1:].to(torch.int8)}
         if first.tensor_scale is not None:
             scales = [q.tensor_scale for q in layer.matrices if q.tensor_scale is not None]
             found[f"{name}.tensor_scale"] = torch.stack(scales)
@@ -115,9 +116,13 @@ def stored_names(spec: LayerSpec) -> list[str]:
 def restore(spec: LayerSpec, tensors: Mapping[str, Tensor]) -> QuantizedLayer:
     """Return the layer of ``spec`` from its stored ``tensors``; InputError where one is missing."""
     parts = [tensors.get(name) for name in stored_names(spec)]
-    codes, scales, whole, amax = parts
+    codes, scales, whole, amax, zeros = parts
     if codes is None or scales is None or (spec.weight.scale.tensor_bits and whole is None):
         raise InputError(f"weight {spec.name}: its codes or scales are missing; copy the model again")
+    if spec.weight.scale.numbers is ZERO:
+        if zeros is None:
+            raise InputError(f"weight {spec.name}: its zero points are missing; copy the model again")
+        scales = torch.cat([scales, zeros.to(scales.dtype)], -1)
     padded = spec.weight.padded_shape(spec.shape, spec.name)
     matrices = tuple(
         QTensor(

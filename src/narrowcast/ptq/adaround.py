@@ -40,9 +40,8 @@ class Learned:
         """Return the better of what was learned and rounding to nearest, by the outputs' error."""
         into, back = settled.factors()
         w, nearest = weight.float(), settled.apply(weight)
-        low, high = settled.cast.format.neighbours(settled.scale.times(w, into))
-        for factor in back:
-            low, high = low * factor, high * factor
+        low, high = settled.cast.format.neighbours(settled.enter(w, into))
+        low, high = settled.leave(low, back), settled.leave(high, back)
         choice = self._learn(w, hessian.float(), low, high, output_error(w, nearest, hessian))
         values = torch.where(choice, high, low)
         inside = high > low

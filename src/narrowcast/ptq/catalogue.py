@@ -14,6 +14,7 @@ _ROTATE_16, _ROTATE_32 = Hadamard(16), Hadamard(32)
 _W8_FP8 = Scheme(cast("e4m3fn/row/fp32"), _TOKEN_FP8)
 _W8_INT8 = Scheme(cast("int8/row/fp32"), _TOKEN_INT8)
 _W4_G128, _W4_G32 = Scheme(cast("int4_full/1x128+pad/fp32")), Scheme(cast("int4_full/1x32+pad/fp32"))
+_W4_ZERO_G32 = Scheme(cast("int4_full/1x32+pad/fp32-zero4"))
 _MXFP4 = Scheme(cast("e2m1fn/1x32+pad/e8m0"), cast("e2m1fn/1x32+pad/e8m0"))
 _NVFP4 = Scheme(cast("e2m1fn/1x16+pad/e4m3fn+fp32"), cast("e2m1fn/1x16+pad/e4m3fn+fp32"))
 _MX_ROTATED = Scheme(cast("e2m1fn/1x32+pad/e8m0-four-thirds"), cast("e2m1fn/1x32+pad/e8m0-four-thirds"), _ROTATE_32)
@@ -69,6 +70,10 @@ _ROWS = (
               search=LeastError(), solver=Solver(refine=2)),
     PtqRecipe("w4a16-descent-g32", "INT4 in groups of 32: GPTQ, then coordinate descent", _BEHDIN, _W4_G32,
               search=LeastError(), solver=Solver(refine=2)),
+    PtqRecipe("w4a16-zero-rtn-g32", "INT4 with zero points in groups of 32, rounded to nearest", _FRANTAR,
+              _W4_ZERO_G32),
+    PtqRecipe("w4a16-zero-gptq-g32", "INT4 with zero points in groups of 32: GPTQ under searched scales", _FRANTAR,
+              _W4_ZERO_G32, search=LeastError(), solver=Solver()),
     PtqRecipe("w4a16-awq-g32", "INT4 in groups of 32: AWQ", _LIN, _W4_G32, search=_CLIP, balance=Awq()),
     PtqRecipe("w4a16-fp4-afpq", "E2M1 in groups of 128, a scale for either sign", _ZHANG, _FP4_SIGNS),
     PtqRecipe("w4a16-nf4-afpq-gptq", "NF4 in groups of 128, a scale for either sign: GPTQ", _ZHANG, _NF4_SIGNS,

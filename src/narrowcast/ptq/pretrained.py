@@ -35,7 +35,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, kv: bool = True) ->
 
     The arithmetic is emulated. Weights are decoded in float32 and rounded to ``dtype``. The inputs of fused experts
     stay wide, as in `transformers`. The model carries its quantized layers, so that `save_pretrained` can write it in
-    another layout; weights with zero points, which no cast expresses, and fused experts are plain numbers there.
+    another layout; weights whose columns are in activation order, and fused experts, are plain numbers there.
     Raises InputError for everything that is missing, truncated, foreign, or does not fit config.json.
     """
     checkpoint = open_checkpoint(Path(path))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from narrowcast.errors import InputError
 from narrowcast.quantize import Cast, Settled
+from narrowcast.scaling.numbers import SIGNS
 
 
 class Search(ABC):
@@ -108,7 +109,7 @@ class _Grid(Search):
 
     def _error_by_scale(self, d: Tensor, x: Tensor, cast: Cast, hessian: Tensor | None) -> Tensor:
         """Return the error that each scale answers for: where the signs have their own, either side's apart."""
-        if not (self.adds_up and cast.scale.by_sign):
+        if not (self.adds_up and cast.scale.numbers is SIGNS):
             return self.error(d, cast, hessian)
         sides = (torch.where(x < 0, 0.0, d), torch.where(x < 0, d, 0.0))
         return torch.cat([self.error(side, cast, hessian) for side in sides], -1)

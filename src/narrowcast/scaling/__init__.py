@@ -8,6 +8,7 @@ from narrowcast.scaling.parse import scale_rule
 from narrowcast.scaling.rule import Scale, ScaleRule
 from narrowcast.scaling.scales import Narrow, One, PowerOfTwo, TwoLevel, Wide
 from narrowcast.scaling.tiles import ROW, TENSOR, Tile, tile
+from narrowcast.scaling.zero_point import ZeroPoint
 
 __all__ = [
     "ROW",
@@ -25,6 +26,7 @@ __all__ = [
     "Tile",
     "TwoLevel",
     "Wide",
+    "ZeroPoint",
     "advance",
     "scale_rule",
     "tile",

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from narrowcast.errors import InputError
 from narrowcast.formats import Format
+from narrowcast.scaling.numbers import ONE, SIGNS, Numbers
 from narrowcast.scaling.rule import Scale, ScaleRule
+
+
+def sides(blocks: Tensor, inside: tuple[int, ...]) -> Tensor:
+    """Return the largest value and the largest negated value of each tile, at least 0, in its last axis."""
+    return torch.cat([(sign * blocks).clamp_min(0.0).amax(inside, keepdim=True) for sign in (1, -1)], -1)
 
 
 @dataclass(frozen=True)
@@ -28,20 +34,19 @@ class BySign(ScaleRule):
     rule: ScaleRule
 
     def __post_init__(self) -> None:
-        plain = self.rule.needs_amax and self.rule.bits and not self.rule.tensor_bits and not self.rule.by_sign
+        plain = self.rule.needs_amax and self.rule.bits and not self.rule.tensor_bits and self.rule.numbers is ONE
         if not plain or self.rule.delayed is not None:
             raise InputError(f"scale {self}: the signs' scales take a rule of one number per tile, such as float16")
 
     def extent(self, blocks: Tensor, inside: tuple[int, ...]) -> Tensor:
         """Return the largest value and the largest negated value of each tile, in its last axis."""
-        sides = [(sign * blocks).clamp_min(0.0).amax(inside, keepdim=True) for sign in (1, -1)]
-        return torch.cat(sides, -1)
+        return sides(blocks, inside)
 
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return pairs of scales; a value that is not finite poisons both sides."""
         finite = amax.isfinite().all(-1, keepdim=True)
         one = self.rule.scale(torch.where(finite, amax, float("nan")), element)
-        return replace(one, by_sign=True)
+        return replace(one, numbers=SIGNS)
 
     def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
         """Decode both sides."""
@@ -53,9 +58,9 @@ class BySign(ScaleRule):
         return 2 * self.rule.bits
 
     @property
-    def by_sign(self) -> bool:
-        """Whether values below 0 have a scale of their own: yes."""
-        return True
+    def numbers(self) -> Numbers:
+        """A scale for either sign."""
+        return SIGNS
 
     def __str__(self) -> str:
         return f"{self.rule}-signs"

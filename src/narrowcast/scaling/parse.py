@@ -10,13 +10,18 @@ from narrowcast.scaling.double import Double
 from narrowcast.scaling.history import Delayed
 from narrowcast.scaling.rule import ScaleRule
 from narrowcast.scaling.scales import Narrow, One, PowerOfTwo, TwoLevel, Wide
+from narrowcast.scaling.zero_point import ZeroPoint
 
 
 def scale_rule(text: str) -> ScaleRule:
     """Parse a scale token: ``one``, ``fp32``, ``fp32-delayed16``, ``fp32-headroom22``, ``e8m0[-RULE][-headroomN]``,
     ``FLOAT``, ``FLOAT+fp32``, ``FORMAT+fp32xN[-mean]`` (double quantization), ``divide-CARRIER[-fixedX]``,
-    ``FLOAT+divide-CARRIER[-fixedX]``, and any of one level with ``-signs``.
+    ``FLOAT+divide-CARRIER[-fixedX]``, any of one level with ``-signs``, and ``fp32-zeroN``
+    or ``FLOAT-zeroN`` (a zero point of N bits).
     """
+    zero = re.fullmatch(r"(.+)-zero(\d+)", text)
+    if zero:
+        return ZeroPoint(scale_rule(zero[1]), int(zero[2]))
     if text.endswith("-signs"):
         return BySign(scale_rule(text.removesuffix("-signs")))
     double = re.fullmatch(r"(.+)\+fp32x([1-9]\d*)(-mean)?", text)

@@ -8,14 +8,7 @@ from torch import Tensor
 
 from narrowcast.formats import Format
 from narrowcast.scaling.history import Delayed
-
-
-def of_sign(factor: Tensor, values: Tensor, by_sign: bool) -> Tensor:
-    """Return what multiplies ``values``: ``factor`` itself, or of a pair in its last axis the one of each value's sign.
-
-    The pair is (for values from 0 up, for values below 0).
-    """
-    return torch.where(values < 0, factor[..., -1:], factor[..., :1]) if by_sign else factor
+from narrowcast.scaling.numbers import ONE, Numbers
 
 
 @dataclass(frozen=True)
@@ -27,7 +20,7 @@ class Scale:
         back: factors, applied in this order, that multiply a value to get back; broadcast against the blocks.
         into: the one factor that multiplies the source before rounding; float64 where the rule divides.
         tensor: the second level, float32 (float64 where the rule divides), or None.
-        by_sign: whether the last axis of all of them holds a pair: for values from 0 up, and for those below.
+        numbers: what the last axis of all of them holds: one number a tile, or two (`numbers`).
         quotient: dtype that a product with a float64 ``into`` is rounded to before the element format sees it.
     """
 
@@ -35,12 +28,12 @@ class Scale:
     back: tuple[Tensor, ...]
     into: Tensor
     tensor: Tensor | None = None
-    by_sign: bool = False
+    numbers: Numbers = ONE
     quotient: torch.dtype = torch.float32
 
     def scaled(self, blocks: Tensor) -> Tensor:
         """Return ``blocks`` times ``into``: what is rounded."""
-        return self.times(blocks, of_sign(self.into, blocks, self.by_sign))
+        return self.numbers.enter(blocks, self.numbers.apart(self.into), self.times)
 
     def times(self, x: Tensor, into: Tensor) -> Tensor:
         """Return ``x`` (float32) times the part of ``into`` that fits it, as float32."""
@@ -55,13 +48,13 @@ class Scale:
         """
         if not self.back:
             return blocks
-        into = of_sign(self.into, blocks, self.by_sign)
-        return torch.where(into.isnan(), float("nan"), self.times(blocks, into))
+        poison = self.numbers.apart(self.into)[0].isnan()
+        return torch.where(poison, float("nan"), self.scaled(blocks))
 
     def apply(self, values: Tensor) -> Tensor:
         """Multiply ``values`` (blocks, float32) back, in place."""
         for factor in self.back:
-            values = values.mul_(of_sign(factor, values, self.by_sign))
+            values = self.numbers.leave(values, self.numbers.apart(factor))
         return values
 
 
@@ -95,9 +88,9 @@ class ScaleRule(ABC):
         return 0
 
     @property
-    def by_sign(self) -> bool:
-        """Whether values below 0 have a scale of their own (`Scale.by_sign`)."""
-        return False
+    def numbers(self) -> Numbers:
+        """What a tile has: one number, or two (`Scale.numbers`)."""
+        return ONE
 
     @property
     def in_order(self) -> bool:

@@ -10,6 +10,7 @@ from narrowcast.errors import InputError
 from narrowcast.formats import NEAREST_EVEN, Stream
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import One
+from narrowcast.scaling.numbers import ONE
 from narrowcast.storage.storage import Storage, Stored
 
 #: formats whose codes are kept in torch's own dtype: readable, and what a parameter of that dtype can hold itself
@@ -29,6 +30,8 @@ class Coded(Storage):
         cast, tile = self.cast, self.cast.tile
         if cast.transform is not None or cast.scale.delayed is not None or cast.scale.tensor_bits:
             raise InputError(f"storage {cast}: what is kept has no transform, no history and no second level of scales")
+        if cast.scale.numbers is not ONE:
+            raise InputError(f"storage {cast}: what is kept has one number a tile")
         if not (tile.is_tensor or (tile.rows == 1 and tile.pad and not self._bare)):
             raise InputError(
                 f"storage {cast}: tensors of any shape are kept as flat ones: expected the tile 'tensor', or 1xN+pad "

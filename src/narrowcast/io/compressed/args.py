@@ -23,7 +23,9 @@ from narrowcast.scaling import (
     Tile,
     TwoLevel,
     Wide,
+    ZeroPoint,
 )
+from narrowcast.scaling.numbers import SIGNS
 
 _FLOATS = {"e4m3fn": 8, "e2m1fn": 4}
 _RULE = "three-quarters"  # of MX scales that are made at run time
@@ -43,7 +45,10 @@ def refusal(weight: Cast, activation: Cast | None, static: bool) -> str:
 
 def weight_args(cast: Cast) -> dict[str, Any]:
     """Return the args object of a weight; InputError where there is none for the cast."""
-    found = _element(cast, "weight") | {"symmetric": True, "dynamic": False}
+    zero = isinstance(cast.scale, ZeroPoint)
+    found = _element(cast, "weight") | {"symmetric": not zero, "dynamic": False}
+    if zero and cast.tile.rows != 1:
+        raise InputError(f"weight cast {cast}: zero points are for rows and groups there, not for tiles of {cast.tile}")
     mx, two = isinstance(cast.scale, PowerOfTwo), isinstance(cast.scale, TwoLevel | DividedTwoLevel)
     if found["type"] == "float" and (mx or two or found["num_bits"] == 4):
         return found | _block_scaled(cast, "weight")
@@ -63,6 +68,8 @@ def weight_args(cast: Cast) -> dict[str, Any]:
 
 def input_args(cast: Cast, static: bool) -> dict[str, Any]:
     """Return the args object of an input; InputError where loaders would compute something else than the cast."""
+    if isinstance(cast.scale, ZeroPoint):
+        raise InputError(f"input cast {cast}: zero points of inputs are not written there")
     found = _element(cast, "input") | {"symmetric": True}
     expected = served_input(cast, torch.float32)
     if _kind(cast, cast.scale) != _kind(expected, expected.scale):
@@ -94,6 +101,8 @@ def served(weight: Cast, activation: Cast | None, dtype: torch.dtype) -> tuple[C
     scale = weight.scale
     if isinstance(scale, Wide) and scale == Wide() and dtype != torch.float32:
         scale = Narrow(_float(CARRIER[dtype]))
+    elif isinstance(scale, ZeroPoint) and scale.rule == Wide() and dtype != torch.float32:
+        scale = replace(scale, rule=Narrow(_float(CARRIER[dtype])))
     elif isinstance(scale, TwoLevel) and weight.format.name == "e2m1fn":
         scale = DividedTwoLevel(scale.format)
     return replace(weight, scale=scale), served_input(activation, dtype) if activation is not None else None
@@ -132,7 +141,7 @@ def _element(cast: Cast, what: str) -> dict[str, Any]:
     fmt = cast.format
     if cast.transform is not None:
         raise InputError(f"{what} cast {cast}: a rotation cannot be written there")
-    if cast.scale.by_sign:
+    if cast.scale.numbers is SIGNS:
         raise InputError(f"{what} cast {cast}: a scale for each sign cannot be written there")
     if isinstance(fmt, Integer) and fmt.signed and not fmt.fraction and 2 <= fmt.width <= 8:
         return {"num_bits": fmt.width, "type": "int"}
@@ -184,6 +193,7 @@ def cast_from(args: dict[str, Any], dtype: torch.dtype, role: str) -> Cast:
         rule = Divided(CARRIER[dtype])
     else:
         rule = Wide() if dtype == torch.float32 else Narrow(_float(CARRIER[dtype]))
+        rule = rule if args.get("symmetric", True) else ZeroPoint(rule, bits)
     return Cast(fmt, tile, rule)
 
 

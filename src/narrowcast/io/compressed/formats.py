@@ -16,7 +16,7 @@ from narrowcast.formats.packing import pack, unpack
 from narrowcast.io.compressed.args import cast_from
 from narrowcast.io.compressed.words import from_words, offset_binary, to_words
 from narrowcast.quantize import Cast, QTensor
-from narrowcast.scaling import Narrow
+from narrowcast.scaling import Narrow, ZeroPoint
 
 #: (weight, dtype of its scales) -> tensors by local name
 Write = Callable[[QTensor, torch.dtype], dict[str, Tensor]]
@@ -60,15 +60,16 @@ def codes_of(q: QTensor) -> Tensor:
     return codes[: q.shape[0], : q.shape[1]].contiguous()
 
 
-def _scales(q: QTensor, dtype: torch.dtype) -> Tensor:
-    """Return the factors that multiply back, one per tile as ``[rows, tiles of a row]``, in ``dtype`` if that is exact.
+def _scales(q: QTensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return the factors that multiply back, one per tile as ``[rows, tiles of a row]``, and the zero points, if any.
 
-    Else in float32, which loaders take too (transformers rounds it to the model's dtype, vLLM keeps it).
+    Factors are in ``dtype`` if that is exact, else in float32, which loaders take too (transformers rounds it to the
+    model's dtype, vLLM keeps it). Zero points are signed, int8.
     """
-    (factor,) = q.cast.scale.restore(q.scales, q.tensor_scale)
-    factor = _squeezed(factor, q)
+    (both,) = q.cast.scale.restore(q.scales, q.tensor_scale)
+    factor, *zero = (_squeezed(one, q) for one in q.cast.scale.numbers.apart(both))
     narrow = factor.to(dtype)
-    return narrow if torch.equal(narrow.float(), factor) else factor
+    return narrow if torch.equal(narrow.float(), factor) else factor, zero[0].to(torch.int8) if zero else None
 
 
 def _squeezed(stored: Tensor, q: QTensor) -> Tensor:
@@ -84,23 +85,31 @@ def _restored(cast: Cast, codes: Tensor, stored: Tensor, tensor: Tensor | None, 
     rows, columns = (int(n) for n in codes.shape)
     padded = cast.tile.padded_shape((rows, columns), "weight")
     codes = torch.nn.functional.pad(codes, (0, padded[1] - columns, 0, padded[0] - rows))
-    expected = cast.tile.count(padded)
-    if stored.numel() != expected:
+    expected, numbers = cast.tile.count(padded), cast.scale.numbers.count
+    if stored.numel() != expected * numbers:
         raise InputError(
-            f"{stored.numel()} scales for a weight of {rows}x{columns}, expected {expected} (tiles of {cast.tile})"
+            f"{stored.numel() // numbers} scales for a weight of {rows}x{columns}, expected {expected} (tiles of "
+            f"{cast.tile})"
         )
     blocks, inside = cast.tile.blocks(codes)
     shape = [1 if axis - blocks.dim() in inside or axis in inside else n for axis, n in enumerate(blocks.shape)]
+    shape[-1] = numbers
     packed = pack(codes, cast.format.bits)
     whole = tensor.reshape(()) if tensor is not None else None
     return QTensor(packed, stored.reshape(shape), whole, cast, (rows, columns), padded, dtype)
 
 
-def _plain(cast: Cast, codes: Tensor, scale: Tensor) -> QTensor:
-    """Return the weight of codes under scales that are plain floats."""
+def plain(cast: Cast, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> QTensor:
+    """Return the weight of codes ``[N, K]`` under scales that are plain floats.
+
+    Scales, and signed zero points where the cast has some, have one entry a tile: ``[N, tiles of a row]``.
+    """
     stored = scale.float()
-    if isinstance(cast.scale, Narrow):
-        stored = cast.scale.format.encode(stored)
+    rule = cast.scale.rule if isinstance(cast.scale, ZeroPoint) else cast.scale
+    if isinstance(rule, Narrow):
+        stored = rule.format.encode(stored)
+    if zero is not None:
+        stored = torch.stack([stored, zero.to(stored.dtype)], -1)
     return _restored(cast, codes, stored, None, scale.dtype)
 
 
@@ -109,25 +118,28 @@ def _plain(cast: Cast, codes: Tensor, scale: Tensor) -> QTensor:
 
 def _write_float(q: QTensor, dtype: torch.dtype) -> dict[str, Tensor]:
     codes = codes_of(q).to(torch.uint8)
-    return {"weight": codes.view(torch.float8_e4m3fn), "weight_scale": _scales(q, dtype)}
+    return {"weight": codes.view(torch.float8_e4m3fn), "weight_scale": _scales(q, dtype)[0]}
 
 
 def _read_float(parts: dict[str, Tensor], args: dict[str, Any]) -> QTensor:
     weight, scale = parts["weight"], parts["weight_scale"]
-    return _plain(cast_from(args, scale.dtype, "weight"), weight.view(torch.uint8).int(), scale)
+    return plain(cast_from(args, scale.dtype, "weight"), weight.view(torch.uint8).int(), scale)
 
 
 def _write_int(q: QTensor, dtype: torch.dtype) -> dict[str, Tensor]:
     bits = q.cast.format.bits
     codes = codes_of(q)
     signed = codes - ((codes >> (bits - 1)) << bits)
-    return {"weight": signed.to(torch.int8), "weight_scale": _scales(q, dtype)}
+    scale, zero = _scales(q, dtype)
+    more = {} if zero is None else {"weight_zero_point": zero}
+    return {"weight": signed.to(torch.int8), "weight_scale": scale} | more
 
 
 def _read_int(parts: dict[str, Tensor], args: dict[str, Any]) -> QTensor:
     scale = parts["weight_scale"]
     mask = (1 << int(args.get("num_bits", 8))) - 1
-    return _plain(cast_from(args, scale.dtype, "weight"), parts["weight"].int() & mask, scale)
+    zero = None if args.get("symmetric", True) else parts["weight_zero_point"]
+    return plain(cast_from(args, scale.dtype, "weight"), parts["weight"].int() & mask, scale, zero)
 
 
 # --- integers of 2 to 8 bits in int32 words ---
@@ -136,24 +148,35 @@ def _read_int(parts: dict[str, Tensor], args: dict[str, Any]) -> QTensor:
 def _write_packed(q: QTensor, dtype: torch.dtype) -> dict[str, Tensor]:
     bits = q.cast.format.bits
     words = to_words(offset_binary(codes_of(q), bits), bits)
-    return {"weight_packed": words, "weight_scale": _scales(q, dtype), "weight_shape": torch.tensor(q.shape)}
+    scale, zero = _scales(q, dtype)
+    found = {"weight_packed": words, "weight_scale": scale, "weight_shape": torch.tensor(q.shape)}
+    if zero is not None:  # packed along N
+        codes = offset_binary(zero.int() & ((1 << bits) - 1), bits)
+        found["weight_zero_point"] = to_words(codes.mT.contiguous(), bits).mT.contiguous()
+    return found
 
 
 def _read_packed(parts: dict[str, Tensor], args: dict[str, Any]) -> QTensor:
     bits, scale = int(args["num_bits"]), parts["weight_scale"]
     codes = from_words(parts["weight_packed"], bits, _columns(parts))
-    return _plain(cast_from(args, scale.dtype, "weight"), offset_binary(codes, bits), scale)
+    zero = None if args.get("symmetric", True) else _zeros(parts, bits, len(codes)) - (1 << (bits - 1))
+    return plain(cast_from(args, scale.dtype, "weight"), offset_binary(codes, bits), scale, zero)
+
+
+def _zeros(parts: dict[str, Tensor], bits: int, rows: int) -> Tensor:
+    """Return the zero points in offset binary, int32 ``[N, groups]``."""
+    return from_words(parts["weight_zero_point"].mT.contiguous(), bits, rows).mT
 
 
 def _columns(parts: dict[str, Tensor]) -> int:
     return int(parts["weight_shape"][-1])
 
 
-def is_plain(parts: dict[str, Tensor], args: dict[str, Any]) -> bool:
-    """Return whether a cast expresses the weight: no zero points, and columns in groups as they stand."""
+def is_plain(parts: dict[str, Tensor]) -> bool:
+    """Return whether a cast expresses the weight: columns are in groups as they stand."""
     index = parts.get("weight_g_idx")
     ordered = index is not None and bool((index >= 0).all()) and not torch.equal(index, index.sort().values)
-    return bool(args.get("symmetric", True)) and not ordered
+    return not ordered
 
 
 def values_of(parts: dict[str, Tensor], args: dict[str, Any]) -> Tensor:
@@ -165,7 +188,7 @@ def values_of(parts: dict[str, Tensor], args: dict[str, Any]) -> Tensor:
     codes = from_words(parts["weight_packed"], bits, _columns(parts))
     zeros = torch.full(scale.shape, 1 << (bits - 1))
     if not args.get("symmetric", True):
-        zeros = from_words(parts["weight_zero_point"].mT.contiguous(), bits, codes.shape[0]).mT
+        zeros = _zeros(parts, bits, len(codes))
     index = torch.arange(codes.shape[1]) // (codes.shape[1] // scale.shape[1])
     if "weight_g_idx" in parts and bool((parts["weight_g_idx"] >= 0).all()):
         index = parts["weight_g_idx"].long()

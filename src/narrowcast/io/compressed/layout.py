@@ -24,11 +24,15 @@ from narrowcast.io.compressed.formats import FORMATS, name_of
 from narrowcast.io.naming import Naming, naming_of, reverted
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer
 from narrowcast.quantize import Cast
-from narrowcast.scaling import TENSOR, Divided, DividedTwoLevel
+from narrowcast.scaling import TENSOR, Divided, DividedTwoLevel, ZeroPoint
 
 METHOD = "compressed-tensors"
 VERSION = "0.20.0"  # the release that this was verified against; 3, 5, 6 and 7 bits are packed densely since 2026
 KV_SCHEME = {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "tensor", "dynamic": False}
+_DENSE = (
+    "transformers 5.24 with compressed-tensors 0.20 expects zero points unpacked: it loads them where asked to decode, "
+    "quantization_config=CompressedTensorsConfig(dequantize=True); vLLM loads them as they are"
+)
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
@@ -156,6 +160,8 @@ class CompressedTensors:
         blocks = any(spec.kind == "experts" and spec.weight.tile.rows > 1 for spec in specs)
         if blocks or "mxfp8-quantized" in formats:
             found.append("transformers 5.24 loads no fused experts in FP8 with blocks or MXFP8; vLLM does")
+        packed = [s for s in specs if isinstance(s.weight.scale, ZeroPoint) and self._format(s) == "pack-quantized"]
+        found += [_DENSE] if packed else []
         found += self._torn(specs)
         if cache:
             found.append("cached keys and values stay wide in transformers 5.24; vLLM rounds them where it is told to")

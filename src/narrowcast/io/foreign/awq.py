@@ -12,7 +12,7 @@ from torch import Tensor
 
 from narrowcast.errors import InputError
 from narrowcast.io.compressed.words import from_words
-from narrowcast.io.foreign.gptq import symmetric
+from narrowcast.io.foreign.gptq import grouped
 from narrowcast.io.foreign.reader import Reader, ReadWeight, shaped
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -48,7 +48,4 @@ def _read(module: str, parts: dict[str, Tensor]) -> ReadWeight:
     shaped(zeros, (rows, groups), f"{module}.qzeros")
     if columns % groups:
         raise InputError(f"{module}: {groups} groups do not divide its K = {columns}")
-    if bool((zeros == 8).all()):
-        return ReadWeight(symmetric(codes.contiguous(), scales.mT, 4))
-    difference = codes.reshape(rows, groups, -1) - zeros[:, :, None]
-    return ReadWeight(dense=(difference.float() * scales.float().mT[:, :, None]).reshape(rows, columns))
+    return ReadWeight(grouped(codes.contiguous(), scales.mT, zeros, 4))

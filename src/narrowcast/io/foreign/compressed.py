@@ -75,7 +75,7 @@ def _read(config: dict[str, Any], schemes: list[dict[str, Any]], module: str, pa
     if name in (None, "mixed-precision", "dense"):
         name = name_of(weights, inputs)
     try:
-        if not is_plain(parts, weights):
+        if not is_plain(parts):
             read = ReadWeight(dense=values_of(parts, weights))
         else:
             read = ReadWeight(format_named(str(name), weights).read(parts, weights))

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from narrowcast.errors import InputError
-from narrowcast.formats import format
-from narrowcast.formats.packing import pack
+from narrowcast.formats import Minifloat, format
+from narrowcast.io.compressed.formats import plain
 from narrowcast.io.compressed.words import from_words
 from narrowcast.io.foreign.reader import Reader, ReadWeight, shaped
 from narrowcast.quantize import Cast, QTensor
-from narrowcast.scaling import ROW, Narrow, Tile, Wide
+from narrowcast.scaling import ROW, Narrow, Tile, Wide, ZeroPoint
 
 _BITS = (2, 3, 4, 8)
 
@@ -49,24 +49,26 @@ def _read(module: str, parts: dict[str, Tensor], bits: int, add: int) -> ReadWei
     zeros = ((from_words(parts["qzeros"], bits, rows) + add) & ((1 << bits) - 1)).mT  # [N, G]
     if columns % groups:
         raise InputError(f"{module}: {groups} groups do not divide its K = {columns}")
-    plain = torch.arange(columns) // (columns // groups)
-    index = parts["g_idx"].long() if "g_idx" in parts else plain
+    in_order = torch.arange(columns) // (columns // groups)
+    index = parts["g_idx"].long() if "g_idx" in parts else in_order
     shaped(index, (columns,), f"{module}.g_idx")
-    if bool((zeros == 1 << (bits - 1)).all()) and torch.equal(index, plain):
-        return ReadWeight(symmetric(codes, scales.mT, bits))
+    if torch.equal(index, in_order):
+        return ReadWeight(grouped(codes, scales.mT, zeros, bits))
     difference = (codes - zeros[:, index]).float()
     return ReadWeight(dense=difference * scales.float().mT[:, index])
 
 
-def symmetric(codes: Tensor, scales: Tensor, bits: int) -> QTensor:
-    """Return the weight of offset-binary codes ``[N, K]`` whose zero is the middle, under scales ``[N, G]``."""
-    rows, columns = (int(n) for n in codes.shape)
-    groups = int(scales.shape[1])
-    rule = Wide() if scales.dtype == torch.float32 else Narrow(format(str(scales.dtype).removeprefix("torch.")))  # type: ignore[arg-type]
+def grouped(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> QTensor:
+    """Return the weight of offset-binary codes ``[N, K]`` under scales and zero points ``[N, G]``.
+
+    Without zero points where all of them are the middle.
+    """
+    columns, groups = int(codes.shape[1]), int(scales.shape[1])
+    carrier = format(str(scales.dtype).removeprefix("torch."))
+    assert isinstance(carrier, Minifloat)
+    rule = Wide() if scales.dtype == torch.float32 else Narrow(carrier)
     tile = ROW if groups == 1 else Tile(1, columns // groups)
-    stored = scales.float().contiguous()
-    stored = stored if isinstance(rule, Wide) else rule.format.encode(stored)
-    stored = stored.view(rows, groups, *([1] if groups > 1 else []))
-    cast = Cast(format(f"int{bits}_full"), tile, rule)
-    shape = (rows, columns)
-    return QTensor(pack(codes.int() ^ (1 << (bits - 1)), bits), stored, None, cast, shape, shape, scales.dtype)
+    middle = 1 << (bits - 1)
+    own = not bool((zeros == middle).all())
+    cast = Cast(format(f"int{bits}_full"), tile, ZeroPoint(rule, bits) if own else rule)
+    return plain(cast, codes.int() ^ middle, scales.contiguous(), zeros - middle if own else None)

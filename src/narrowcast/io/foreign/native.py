@@ -10,7 +10,7 @@ from narrowcast.io.foreign.reader import Reader, ReadWeight
 from narrowcast.io.native import METHOD, cache_from_config, restore, specs_from_config
 from narrowcast.io.quantized import LayerSpec, QuantizedLayer
 
-_SUFFIXES = ("codes", "scales", "tensor_scale", "input_amax")
+_SUFFIXES = ("codes", "scales", "tensor_scale", "input_amax", "zeros")
 
 
 def open_native(config: dict[str, Any], names: frozenset[str]) -> Reader | None:

@@ -18,7 +18,7 @@ class ReadWeight:
 
     Attributes:
         quantized: codes and scales, where a cast expresses them exactly; else None.
-        dense: the values, float32, where none does (zero points); else None.
+        dense: the values, float32, where none does (columns in another order); else None.
         activation: cast of the input (with its scale fixed where the checkpoint fixes it), or None for a wide one.
         transform: rotation of K that the input needs, or None.
         parameter: name in the model, where it is not the module's ``weight``.
