@@ -57,10 +57,10 @@ class Native:
     def tensors(self, layer: QuantizedLayer) -> dict[str, Tensor]:
         """Return codes, scales and what else is stored of ``layer``."""
         name, first = layer.spec.name, layer.matrices[0]
-        codes, scales = (torch.stack([getattr(q, part) for q in layer.matrices]) for part in ("codes", "scales"))
-        found = {f"{name}.codes": codes, f"{name}.scales": scales}
+        numbers = torch.stack([q.scales for q in layer.matrices])
+        found = {f"{name}.codes": torch.stack([q.codes for q in layer.matrices]), f"{name}.scales": numbers}
         if first.cast.scale.numbers is ZERO:  # whole numbers: a byte each instead of a float32
-            found |= {f"{name}.scales": scales[..., :1], f"{name}.zeros": scales[..., 1:].to(torch.int8)}
+            found |= {f"{name}.scales": numbers[..., :1], f"{name}.zeros": numbers[..., 1:].to(torch.int8)}
         if first.tensor_scale is not None:
             scales = [q.tensor_scale for q in layer.matrices if q.tensor_scale is not None]
             found[f"{name}.tensor_scale"] = torch.stack(scales)
