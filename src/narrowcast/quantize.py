@@ -242,7 +242,7 @@ class Settled:
         """Return what ``x`` of any shape becomes under the one settled scale of a ``tensor`` tile."""
         if not self.cast.tile.is_tensor:
             raise InputError(f"cast {self.cast}: only one scale per tensor fits a tensor of another shape")
-        shape = (2,) if self.scale.numbers.count == 2 else ()
+        shape = self.scale.numbers.shape
         return self.round(x, self.scale.into.reshape(shape), tuple(factor.reshape(shape) for factor in self.scale.back))
 
     def round(self, x: Tensor, into: Tensor, back: tuple[Tensor, ...]) -> Tensor:
@@ -251,12 +251,12 @@ class Settled:
 
     def enter(self, x: Tensor, into: Tensor) -> Tensor:
         """Return values as the element format sees them, under the matching slice of what multiplies in."""
-        return self.scale.numbers.enter(float32_of(x), self._apart(into), self.scale.times)
+        return self.scale.numbers.enter(float32_of(x), self.scale.numbers.unstacked(into), self.scale.times)
 
     def leave(self, values: Tensor, back: tuple[Tensor, ...]) -> Tensor:
         """Return values of the element format on their way back, in place."""
         for factor in back:
-            values = self.scale.numbers.leave(values, self._apart(factor))
+            values = self.scale.numbers.leave(values, self.scale.numbers.unstacked(factor))
         return values
 
     def factors(self) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -279,13 +279,10 @@ class Settled:
         """Shape of one number per tile, as `Cast.settle` takes for ``ratio``."""
         return tuple(self.scale.stored.shape)
 
-    def _apart(self, factor: Tensor) -> tuple[Tensor, ...]:
-        return factor.unbind(0) if self.scale.numbers.count == 2 else (factor,)
-
     def _spread(self, factor: Tensor) -> Tensor:
         inside = tuple(slice(0, n) for n in self.shape)
         spread = [self.cast.tile.spread(one, self.padded)[inside] for one in self.scale.numbers.apart(factor)]
-        return torch.stack(spread) if len(spread) == 2 else spread[0]
+        return torch.stack(spread).view(*self.scale.numbers.shape, *self.shape)
 
 
 @dataclass(frozen=True)

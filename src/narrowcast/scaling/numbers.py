@@ -27,6 +27,11 @@ class Numbers(Enum):
         """Numbers of a tile."""
         return 1 if self is Numbers.ONE else 2
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes in front of what holds the numbers of a tile apart for every value: none for one number."""
+        return () if self is Numbers.ONE else (2,)
+
     def enter(self, x: Tensor, numbers: tuple[Tensor, ...], times: Times) -> Tensor:
         """Return ``x`` (float32) as the element format is to see it; ``numbers`` multiply in, but for zero points."""
         if self is Numbers.SIGNS:
@@ -40,6 +45,10 @@ class Numbers(Enum):
             return values.mul_(torch.where(values < 0, numbers[1], numbers[0]))
         values = values.sub_(numbers[1]) if self is Numbers.ZERO else values
         return values.mul_(numbers[0])
+
+    def unstacked(self, factor: Tensor) -> tuple[Tensor, ...]:
+        """Return the numbers that `shape` puts in the first axis of ``factor``; one as it is."""
+        return (factor,) if self is Numbers.ONE else factor.unbind(0)
 
     def apart(self, factor: Tensor) -> tuple[Tensor, ...]:
         """Return the numbers in the last axis of ``factor``, each with that axis at size 1; one as it is."""
