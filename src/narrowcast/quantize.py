@@ -26,7 +26,7 @@ from narrowcast.formats import rounding as rounding_of
 from narrowcast.formats.format import float32_of
 from narrowcast.formats.packing import pack, unpack
 from narrowcast.presets import PRESETS as PRESETS
-from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, ZeroPoint, scale_rule, tile
+from narrowcast.scaling import TENSOR, One, Scale, ScaleRule, Tile, scale_rule, tile
 from narrowcast.transforms import Hadamard, transform
 
 UNSCALED = One()
@@ -96,8 +96,7 @@ class Cast:
         """
         if self.transform is not None:
             raise InputError(f"cast {self}: its transform is undone before a product of codes; give it to the gemm")
-        if isinstance(self.scale, ZeroPoint):
-            raise InputError(f"cast {self}: accumulators on codes know no zero points")
+        self.scale.numbers.check_products(str(self))
         source = self._source(x, stream, what)
         blocks, inside = self.tile.blocks(source)
         scale = self._scale(blocks, inside, history)
@@ -235,15 +234,14 @@ class Settled:
 
     def apply(self, x: Tensor) -> Tensor:
         """Return what ``x`` (of `shape`) becomes under the settled scales, float32."""
-        into, back = self.factors()
-        return self.round(x, into, back)
+        return self.round(x, *self.factors())
 
     def apply_to(self, x: Tensor) -> Tensor:
         """Return what ``x`` of any shape becomes under the one settled scale of a ``tensor`` tile."""
         if not self.cast.tile.is_tensor:
             raise InputError(f"cast {self.cast}: only one scale per tensor fits a tensor of another shape")
-        shape = self.scale.numbers.shape
-        return self.round(x, self.scale.into.reshape(shape), tuple(factor.reshape(shape) for factor in self.scale.back))
+        into, *back = (factor.reshape(self.scale.numbers.shape) for factor in (self.scale.into, *self.scale.back))
+        return self.round(x, into, tuple(back))
 
     def round(self, x: Tensor, into: Tensor, back: tuple[Tensor, ...]) -> Tensor:
         """Return what values become under the matching slices of `factors`: any columns, any rows."""
@@ -315,9 +313,8 @@ class QTensor:
         codes = unpack(self.codes, self.cast.format.bits, self.padded[-1] if self.padded else 1)
         values = self.cast.format.decode(codes).view(self.padded)
         blocks, _ = self.cast.tile.blocks(values)
-        numbers = self.cast.scale.numbers
         for factor in self.cast.scale.restore(self.scales, self.tensor_scale):
-            numbers.leave(blocks, numbers.apart(factor))
+            self.cast.scale.numbers.leave(blocks, self.cast.scale.numbers.apart(factor))
         values = self.cast._finish(values, self.shape, self.stream)
         return values.to(self.dtype).movedim(-1, self.axis) if self.shape else values.to(self.dtype)
 

@@ -11,6 +11,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from narrowcast.errors import InputError
+
 #: (x, what multiplies in) -> the product, as a `Scale` makes it
 Times = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,6 +47,11 @@ class Numbers(Enum):
             return values.mul_(torch.where(values < 0, numbers[1], numbers[0]))
         values = values.sub_(numbers[1]) if self is Numbers.ZERO else values
         return values.mul_(numbers[0])
+
+    def check_products(self, what: str) -> None:
+        """Raise InputError where the codes of a cast, named ``what``, cannot be multiplied before they are decoded."""
+        if self is Numbers.ZERO:
+            raise InputError(f"cast {what}: accumulators on codes know no zero points")
 
     def unstacked(self, factor: Tensor) -> tuple[Tensor, ...]:
         """Return the numbers that `shape` puts in the first axis of ``factor``; one as it is."""
