@@ -16,7 +16,8 @@ SEARCHES = [
     LeastRowError(9, 0.4, 2),
 ]
 CASTS = ["int4_full/1x32+pad/fp32", "int4/row/fp32", "e2m1fn/1x32+pad/e8m0", "e2m1fn/1x16/e4m3fn+fp32",
-         "nf4/1x32/dynamic8+fp32x256-mean", "int3/1x32/fp32-signs", "int4_full/1x32/divide-float16"]  # fmt: skip
+         "nf4/1x32/dynamic8+fp32x256-mean", "int3/1x32/fp32-signs", "int4_full/1x32/divide-float16",
+         "int4_full/1x32/fp32-zero4"]  # fmt: skip
 each = pytest.mark.parametrize(
     ("search", "spelling"), [(s, c) for s in SEARCHES for c in CASTS], ids=lambda v: repr(v) if v in SEARCHES else v
 )

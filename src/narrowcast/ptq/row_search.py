@@ -92,6 +92,6 @@ def _tile(settled: Settled, x: Tensor, number: int) -> Tensor:
         if factor.dim() < 3:
             return factor  # the whole tensor's
         mine = factor[:, number]
-        return mine.mT.unsqueeze(-1) if settled.scale.by_sign else mine
+        return mine.mT.unsqueeze(-1) if settled.scale.numbers.count == 2 else mine
 
     return settled.round(x, part(settled.scale.into), tuple(part(factor) for factor in settled.scale.back))
