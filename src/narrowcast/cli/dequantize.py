@@ -19,7 +19,8 @@ def dequantize(
 ) -> None:
     """Say what a quantized model folder is, in one line; with --out, write it with plain weights that every tool loads.
 
-    Known layouts: those of narrowcast, compressed-tensors, GPTQ, AWQ, bitsandbytes (4-bit), DeepSeek's fp8, ModelOpt.
+    Known layouts: those of narrowcast, compressed-tensors, GPTQ, AWQ, bitsandbytes (4-bit), DeepSeek's fp8, ModelOpt,
+    and FP-Quant.
 
     Example: narrowcast formats dequantize MODEL-int4 --out MODEL-plain
     """

@@ -23,6 +23,7 @@ from narrowcast.ptq.kvcache import narrow_as
 from narrowcast.ptq.load import load_quantized
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import TENSOR, Divided
+from narrowcast.transforms import Hadamard
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None, kv: bool = True) -> nn.Module:
@@ -58,10 +59,10 @@ def load(path: str | Path, dtype: torch.dtype | None = None, kv: bool = True) ->
     layers = []
     for name, module in _linear(model):
         found = read.get(name) or read.get(checkpoint_name(model, name))
-        if found is not None and found.activation is not None:
-            attach(module, InputCast(found.activation))
+        if found is not None and (found.activation is not None or found.transform is not None):
+            attach(module, InputCast(found.activation, found.transform))
         if found is not None and found.quantized is not None:
-            layers.append(_layer(name, found.quantized, found.activation))
+            layers.append(_layer(name, found.quantized, found.activation, found.transform))
     cache = _cache(checkpoint, model) if kv else []
     if cache:
         narrow_as(model, cache)
@@ -93,12 +94,22 @@ def _linear(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
 
 
-def _layer(module: str, weight: QTensor, activation: Cast | None) -> QuantizedLayer:
+def _layer(module: str, weight: QTensor, activation: Cast | None, transform: Hadamard | None) -> QuantizedLayer:
     """Return what a checkpoint says of a linear layer, for whoever saves the model again."""
     shape = (weight.shape[0], weight.shape[1])
     fixed = getattr(activation.scale, "fixed", None) if activation is not None else None
     spec = LayerSpec(
-        f"{module}.weight", module, "Linear", shape, 1, shape, False, weight.cast, activation, static=fixed is not None
+        f"{module}.weight",
+        module,
+        "Linear",
+        shape,
+        1,
+        shape,
+        False,
+        weight.cast,
+        activation,
+        transform,
+        static=fixed is not None,
     )
     return QuantizedLayer(spec, (weight,))
 

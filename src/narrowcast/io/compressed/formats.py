@@ -80,7 +80,7 @@ def _squeezed(stored: Tensor, q: QTensor) -> Tensor:
     return stored.reshape(q.padded[0] // height, q.padded[1] // width).contiguous()
 
 
-def _restored(cast: Cast, codes: Tensor, stored: Tensor, tensor: Tensor | None, dtype: torch.dtype) -> QTensor:
+def restored(cast: Cast, codes: Tensor, stored: Tensor, tensor: Tensor | None, dtype: torch.dtype) -> QTensor:
     """Return the weight of unpacked codes ``[N, K]`` and one stored scale per tile."""
     rows, columns = (int(n) for n in codes.shape)
     padded = cast.tile.padded_shape((rows, columns), "weight")
@@ -110,7 +110,7 @@ def plain(cast: Cast, codes: Tensor, scale: Tensor, zero: Tensor | None = None) 
         stored = rule.format.encode(stored)
     if zero is not None:
         stored = torch.stack([stored, zero.to(stored.dtype)], -1)
-    return _restored(cast, codes, stored, None, scale.dtype)
+    return restored(cast, codes, stored, None, scale.dtype)
 
 
 # --- 8-bit floats and integers, one element a byte ---
@@ -212,7 +212,7 @@ def _read_nvfp4(parts: dict[str, Tensor], args: dict[str, Any]) -> QTensor:
     cast = cast_from(args, torch.bfloat16, "weight")
     codes = unpack(packed, 4, 2 * packed.shape[1])
     whole = parts["weight_global_scale"].double().reciprocal()
-    return _restored(cast, codes, parts["weight_scale"].view(torch.uint8), whole, torch.bfloat16)
+    return restored(cast, codes, parts["weight_scale"].view(torch.uint8), whole, torch.bfloat16)
 
 
 def _write_mxfp4(q: QTensor, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -222,7 +222,7 @@ def _write_mxfp4(q: QTensor, dtype: torch.dtype) -> dict[str, Tensor]:
 def _read_mxfp4(parts: dict[str, Tensor], args: dict[str, Any]) -> QTensor:
     packed = parts["weight_packed"]
     cast = cast_from(args, torch.bfloat16, "weight")
-    return _restored(cast, unpack(packed, 4, 2 * packed.shape[1]), parts["weight_scale"], None, torch.bfloat16)
+    return restored(cast, unpack(packed, 4, 2 * packed.shape[1]), parts["weight_scale"], None, torch.bfloat16)
 
 
 def _write_mxfp8(q: QTensor, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -232,7 +232,7 @@ def _write_mxfp8(q: QTensor, dtype: torch.dtype) -> dict[str, Tensor]:
 
 def _read_mxfp8(parts: dict[str, Tensor], args: dict[str, Any]) -> QTensor:
     cast = cast_from(args, torch.bfloat16, "weight")
-    return _restored(cast, parts["weight"].view(torch.uint8).int(), parts["weight_scale"], None, torch.bfloat16)
+    return restored(cast, parts["weight"].view(torch.uint8).int(), parts["weight_scale"], None, torch.bfloat16)
 
 
 _BF16 = (torch.bfloat16,)

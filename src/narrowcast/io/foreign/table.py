@@ -7,6 +7,7 @@ from narrowcast.io.foreign.awq import open_awq
 from narrowcast.io.foreign.bitsandbytes import open_bitsandbytes
 from narrowcast.io.foreign.compressed import open_compressed
 from narrowcast.io.foreign.fp8 import open_fp8
+from narrowcast.io.foreign.fp_quant import open_fp_quant
 from narrowcast.io.foreign.gptq import open_gptq
 from narrowcast.io.foreign.modelopt import open_modelopt
 from narrowcast.io.foreign.native import open_native
@@ -20,6 +21,7 @@ LAYOUTS: dict[str, Open] = {
     "bitsandbytes (4-bit)": open_bitsandbytes,
     "fp8": open_fp8,
     "modelopt": open_modelopt,
+    "fp_quant": open_fp_quant,
 }
 
 
