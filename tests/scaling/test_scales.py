@@ -270,9 +270,10 @@ def test_bad_spellings_are_refused(spelling, said):
         scale_rule(spelling)
 
 
-def test_two_levels_need_their_tensor_scale():
-    with pytest.raises(InputError, match="tensor scale"):
-        scale_rule("e4m3fn+fp32").restore(torch.zeros(1, dtype=torch.uint8), None)
+@pytest.mark.parametrize("spelling", ["e4m3fn+fp32", "e4m3fn+divide-fp32", "dynamic8+fp32x256-mean"])
+def test_two_levels_need_their_second(spelling):
+    with pytest.raises(InputError, match="needs its second level to decode"):
+        scale_rule(spelling).restore(torch.zeros(1, dtype=torch.uint8), None)
 
 
 def test_one_changes_nothing():

@@ -19,6 +19,7 @@ from narrowcast.errors import InputError
 from narrowcast.formats import Format, Integer, Minifloat
 from narrowcast.scaling.rule import Scale, ScaleRule
 from narrowcast.scaling.scales import poisoned
+from narrowcast.scaling.second_level import SecondLevel
 
 CARRIERS = {"fp32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _TINY = torch.finfo(torch.float32).tiny
@@ -78,7 +79,7 @@ class Divided(ScaleRule):
 
 
 @dataclass(frozen=True)
-class DividedTwoLevel(ScaleRule):
+class DividedTwoLevel(SecondLevel):
     """NVFP4's two levels as compressed-tensors computes them.
 
     The tensor's multiplier is ``G = max(element) * max(scale) / amax``, a block's scale ``round(G * (amax / max))``
@@ -99,8 +100,7 @@ class DividedTwoLevel(ScaleRule):
 
     def __post_init__(self) -> None:
         _check(self.carrier, self.fixed)
-        if self.format.exponent == 8:
-            raise InputError(f"scale {self}: {self.format} spans float32's whole range; a second level adds nothing")
+        self.check_range()
 
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return block codes and the tensor's scale."""
@@ -112,7 +112,7 @@ class DividedTwoLevel(ScaleRule):
         block = self.format.round(exact.clamp_max(self.format.max))
         block = poisoned(torch.where(block == 0, _SMALLEST_BLOCK, block), amax)
         tensor = poisoned(tensor, whole)
-        (back,) = _factors(block, tensor)
+        (back,) = self.factors(block, tensor)
         return Scale(self.format.encode(block), (back,), back.double().reciprocal(), tensor=tensor)
 
     def multiplier(self, amax: Tensor, element: Format) -> Tensor:
@@ -125,21 +125,9 @@ class DividedTwoLevel(ScaleRule):
         multiplier = self.multiplier(torch.tensor(amax), element)
         return DividedTwoLevel(self.format, self.carrier, float(multiplier.double().reciprocal()))
 
-    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
-        """Decode the block scales and divide them by the tensor's multiplier."""
-        if tensor is None:
-            raise InputError("a two-level scale needs its tensor's scale to decode")
-        return _factors(self.format.decode(stored), tensor)
-
-    @property
-    def bits(self) -> int:
-        """One code of the scale format."""
-        return self.format.bits
-
-    @property
-    def tensor_bits(self) -> int:
-        """One float32."""
-        return 32
+    def factors(self, values: Tensor, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Return the block scales, divided by the tensor's multiplier."""
+        return (values / _multiplier_of(tensor).expand_as(values),)
 
     def __str__(self) -> str:
         return f"{self.format.name}+divide-{self.carrier}{_fixed(self.fixed)}"
@@ -147,10 +135,6 @@ class DividedTwoLevel(ScaleRule):
 
 def _multiplier_of(tensor: Tensor) -> Tensor:
     return tensor.double().reciprocal().float()
-
-
-def _factors(block: Tensor, tensor: Tensor) -> tuple[Tensor, ...]:
-    return (block / _multiplier_of(tensor).expand_as(block),)
 
 
 def _check(carrier: str, fixed: float | None) -> None:

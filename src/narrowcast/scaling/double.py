@@ -17,12 +17,13 @@ from torch import Tensor
 
 from narrowcast.errors import InputError
 from narrowcast.formats import Format
-from narrowcast.scaling.rule import Scale, ScaleRule
+from narrowcast.scaling.rule import Scale
 from narrowcast.scaling.scales import FLOAT32_MAX, divided
+from narrowcast.scaling.second_level import SecondLevel
 
 
 @dataclass(frozen=True)
-class Double(ScaleRule):
+class Double(SecondLevel):
     """Codes of ``format`` per tile under a float32 scale per ``group`` tiles; spelled ``dynamic8+fp32x256-mean``.
 
     Tiles are counted through the whole tensor in the order in which they are stored. A value that is not finite poisons
@@ -57,28 +58,15 @@ class Double(ScaleRule):
         back = self.restore(codes, tensor)
         return Scale(codes, back, back[0].reciprocal().clamp_max(FLOAT32_MAX), tensor)
 
-    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
-        """Decode the scales, group by group."""
-        if tensor is None:
-            raise InputError("a double-quantized scale needs its float32 second level to decode")
-        values = self._rows(self.format.decode(stored).float()) * tensor[1:, None]
-        values = (values + tensor[0]).clamp_min(0.0)
-        return (values.flatten()[: stored.numel()].view(stored.shape),)
+    def factors(self, values: Tensor, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Return the scales, group by group."""
+        back = (self._rows(values.float()) * tensor[1:, None] + tensor[0]).clamp_min(0.0)
+        return (back.flatten()[: values.numel()].view(values.shape),)
 
     def _rows(self, x: Tensor) -> Tensor:
         """Return one number per tile as ``[groups, group]``, zeros at the end."""
         flat = x.flatten()
         return F.pad(flat, (0, -len(flat) % self.group)).view(-1, self.group)
-
-    @property
-    def bits(self) -> int:
-        """One code."""
-        return self.format.bits
-
-    @property
-    def tensor_bits(self) -> int:
-        """The mean (the scales of the groups: see `total_bits`)."""
-        return 32
 
     @property
     def in_order(self) -> bool:

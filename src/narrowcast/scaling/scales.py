@@ -24,6 +24,7 @@ from narrowcast.formats import Format, Minifloat, format
 from narrowcast.formats.format import FLOAT32_BIAS, FLOAT32_MANTISSA
 from narrowcast.scaling.history import Delayed
 from narrowcast.scaling.rule import Scale, ScaleRule
+from narrowcast.scaling.second_level import SecondLevel
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 SMALLEST = 2.0**-126
@@ -243,7 +244,7 @@ class Narrow(ScaleRule):
 
 
 @dataclass(frozen=True)
-class TwoLevel(ScaleRule):
+class TwoLevel(SecondLevel):
     """NVFP4's two levels: a narrow-float scale per tile under one float32 scale per tensor.
 
     An infinity or a NaN anywhere makes the tensor's scale NaN, and with it every tile.
@@ -255,8 +256,7 @@ class TwoLevel(ScaleRule):
     format: Minifloat
 
     def __post_init__(self) -> None:
-        if self.format.exponent == 8:
-            raise InputError(f"scale {self}: {self.format} spans float32's whole range; a second level adds nothing")
+        self.check_range()
 
     def scale(self, amax: Tensor, element: Format) -> Scale:
         """Return block codes and the tensor's scale; a block far below the tensor's maximum flushes to zero."""
@@ -269,21 +269,9 @@ class TwoLevel(ScaleRule):
         into = (block * decode).reciprocal().clamp_max(FLOAT32_MAX)
         return Scale(self.format.encode(block), (block, decode), into, tensor=decode)
 
-    def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
-        """Decode the block scales; the tensor's scale follows."""
-        if tensor is None:
-            raise InputError("a two-level scale needs its float32 tensor scale to decode")
-        return self.format.decode(stored), tensor
-
-    @property
-    def bits(self) -> int:
-        """One code of the scale format."""
-        return self.format.bits
-
-    @property
-    def tensor_bits(self) -> int:
-        """One float32."""
-        return 32
+    def factors(self, values: Tensor, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Return the block scales; the tensor's scale follows."""
+        return values, tensor
 
     def __str__(self) -> str:
         return f"{self.format.name}+fp32"
