@@ -17,6 +17,7 @@ import narrowcast.cli as cli
 from narrowcast.io.quantized import LayerSpec
 from narrowcast.ptq import staging
 from narrowcast.ptq.catalogue import recipes
+from narrowcast.report.quantize import remarks
 
 QUICK = ["--samples", "4", "--length", "16", "--held", "2"]
 OUT = [*QUICK, "--out", "out"]
@@ -115,7 +116,7 @@ def test_a_plan_reads_no_weights_and_writes_nothing(
     before = bytes_of(here / "model")
     assert cli.run(quantize("--plan", "--gpu", "h100")) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "model.layers.*.mlp.down_proj.weight (x2) 64x128 int4/1x32/fp32" in out
+    assert "model.layers.*.mlp.down_proj.weight (x2) 64x128 int4_full/1x32/fp32" in out
     assert "shares with model.layers.*.self_attn.q_proj.weight" in out
     assert "model.layers.*.self_attn (x2)" in out and "q k^T and p v stay in 16 bits" in out
     assert "NVIDIA H100" in out and "decode" in out
@@ -158,7 +159,7 @@ MODELS: dict[str, tuple[Callable[[], object], str]] = {
     "no folder": (lambda: shutil.rmtree("model"), "no such file or folder"),
     "no config": (lambda: Path("model/config.json").unlink(), "has no config.json"),
     "no weights": (lambda: Path("model/model.safetensors").unlink(), "found no weights"),
-    "a missing shard": (sharded, "1 of 2 shards missing, first two.safetensors"),
+    "a missing shard": (sharded, "1 of 2 shards missing, first two.safetensors; copy them again"),
     "truncated": (lambda: os.truncate("model/model.safetensors", 9000), "truncated or not safetensors"),
     "truncated in the header": (lambda: os.truncate("model/model.safetensors", 100), "truncated or not safetensors"),
     "a pickle": (foreign(lambda p: p.write_bytes(b"\x80\x04K\x01.")), "a pickle, refused unread"),
@@ -170,6 +171,11 @@ MODELS: dict[str, tuple[Callable[[], object], str]] = {
     "a tensor too many": (spoilt(lambda t: t.update(extra=torch.ones(1))), "holds unknown extra"),
     "another shape": (spoilt(lambda t: t.update({"model.norm.weight": torch.ones(5)})), "expected [64]"),
     "settings of no model": (lambda: configured(Path("model"), num_attention_heads=7), "makes no model of model_type"),
+    "an input that overflows": (spoilt(lambda t: t["model.layers.1.input_layernorm.weight"].mul_(1e25)),
+                                "the input of model.layers.1.self_attn.q_proj.weight reaches"),
+    "an architecture that cannot be run": (lambda: configured(Path("model"), model_type="stories"),
+                                           "model_type 'stories', unknown to transformers, cannot be run; take a recipe"),
+    "no tokenizer": (lambda: Path("model/tokenizer.json").unlink(), "has no tokenizer.json"),
     "quantized already": (lambda: configured(Path("model"), quantization_config={"quant_method": "gptq"}),
                           "is quantized already (quant_method gptq)"),
 }  # fmt: skip
@@ -179,13 +185,14 @@ MODELS: dict[str, tuple[Callable[[], object], str]] = {
 def test_a_model_that_cannot_be_used(case: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil, message = MODELS[case]
     spoil()
-    refused(quantize("--data", "text", *OUT), message, capsys)
+    refused(quantize("--data", "text", *OUT, recipe="w4a16-gptq-g32"), message, capsys)
 
 
 OPTIONS = [
     (["--out", "model"], "holds files that are no quantized model of ours", ["--overwrite"]),
     (["--out", "model"], "exists already; replace it with --overwrite", []),
     (["--out", "text/0.txt"], "is a file", []),
+    (["--out", "text/0.txt/new"], "0.txt is a file, expected a folder", []),
     (["--out", "new"], "exclude each other", ["--overwrite", "--resume"]),
     ([], "--out is missing", []),
     (["--out", "new"], "--samples: expected at least 1, found 0", ["--samples", "0"]),
@@ -212,7 +219,7 @@ def test_options_that_cannot_be_used(
 
 RECIPES = [
     ("w4a16-gpt-g32", "unknown post-training recipe 'w4a16-gpt-g32'; nearest: w4a16-gptq-g32"),
-    ("int4/1x48/fp32", "weight model.layers.0.self_attn.q_proj.weight of shape 64 x 64"),
+    ("int4/1x48/fp32", "model.layers.0.self_attn.q_proj.weight of shape (64, 64): tile 1x48 does not divide"),
     ("float32/row/fp32", "100 % of the bytes meant to shrink would not, first model.layers.0"),
     ("int4/1x32/fp33", "malformed cast"),
 ]
@@ -257,7 +264,7 @@ def test_a_disk_that_is_too_small_is_found_before_any_work(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 1000))
-    refused(quantize("--data", "text", *OUT), "are free, the result takes 0.00 GB; make room", capsys)
+    refused(quantize("--data", "text", *OUT), "1.00 kB are free, the result takes", capsys)
 
 
 def test_predictions_that_are_not_finite_are_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,3 +293,13 @@ def test_what_happened_to_the_cholesky_factor_is_in_the_report(here: Path) -> No
     report = quantize_folder(QuantizeConfig(here / "model", chosen, batches=batches), here / "out")
     notes = {note for row in report["layers"] for note in row["notes"]}
     assert notes and all("needed damping" in note or "rounded to nearest" in note for note in notes)
+    said = " ".join(remarks(report))
+    assert "of 14 matrices: H " in said and "met fewer calibration rows than they have columns" in said
+
+
+@pytest.mark.usefixtures("wide_terminal")
+def test_silent_channels_are_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edited(Path("model"), lambda t: t["model.layers.1.input_layernorm.weight"][:7].zero_())
+    assert cli.run(quantize("--data", "text", *OUT, recipe="w4a16-gptq-g32")) == 0
+    said = "note: input channels that were zero on all calibration rows, harmless here: 7 in 1 layers, first layers.1"
+    assert said in " ".join(capsys.readouterr().out.split())

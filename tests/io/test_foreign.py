@@ -218,7 +218,7 @@ def test_modelopts_config_beside_the_models(tmp_path):
 def test_settings_that_are_not_known(settings, said):
     with pytest.raises(InputError, match=said) as found:
         reader_of(settings, frozenset(), "here")
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(found.value) and str(found.value).startswith("model here: ")
 
 
 def test_every_layout_declines_the_others():

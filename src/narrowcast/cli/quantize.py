@@ -108,7 +108,7 @@ def _run(config: Any, out: Path, *, resume: bool, overwrite: bool) -> dict[str, 
 
 def _show(report: dict[str, Any], out: Path) -> None:
     """Print what came of it."""
-    from narrowcast.report.quantize import advice, headline, worst_layers
+    from narrowcast.report.quantize import advice, headline, remarks, worst_layers
 
     console.print(headline(report))
     found, memory = report["judgement"], report["memory"]
@@ -123,7 +123,7 @@ def _show(report: dict[str, Any], out: Path) -> None:
         f"memory: {sized(memory['weights_peak'])} of {sized(memory['model_bytes'])} of weights and "
         f"{sized(memory['activations_peak'])} of hidden states at once; process {sized(memory['process_peak'])}"
     )
-    for note in report["plan"]["notes"]:
+    for note in (*report["plan"]["notes"], *remarks(report)):
         console.print(f"note: {note}")
     for sample in report["samples"][:1]:
         console.print(f"it wrote:  {sample['prompt']}|{sample['before']}")

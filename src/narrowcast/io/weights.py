@@ -147,7 +147,7 @@ def folder_weights(folder: Path) -> dict[str, Stored]:
         lost = sorted(set(read_json(index, "a JSON index of shards")["weight_map"]) - found.keys())
         if lost:
             raise InputError(
-                f"model {folder}: no shard holds {lost[0]} that the index names ({len(lost)} such tensors)"
+                f"model {folder}: no shard holds {lost[0]} that the index names ({len(lost)} in all); copy it again"
             )
     return found
 
@@ -163,7 +163,9 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(shards.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise InputError(f"model {folder}: {len(missing)} of {len(names)} shards missing, first {missing[0]}")
+            raise InputError(
+                f"model {folder}: {len(missing)} of {len(names)} shards missing, first {missing[0]}; copy them again"
+            )
         return [folder / name for name in names]
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]

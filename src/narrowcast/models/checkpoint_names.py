@@ -118,4 +118,6 @@ def _check(model: nn.Module, state: Any, found: dict[str, Origin], unknown: list
     if missing or unknown:
         wrong = f"lacks {missing[0]}" if missing else f"holds unknown {unknown[0]}"
         count = len(missing) + len(unknown)
-        raise InputError(f"model {what}: the weights do not fit config.json: {wrong} ({count} such tensors)")
+        raise InputError(
+            f"model {what}: the weights do not fit config.json: {wrong} ({count} such tensors); copy both again"
+        )

@@ -13,6 +13,7 @@ from torch import Tensor
 from narrowcast.analysis.roofline import H100, Gpu
 from narrowcast.errors import CheckFailed, InputError, NarrowcastError, nearest
 from narrowcast.io.compressed import CompressedTensors
+from narrowcast.io.files import sized
 from narrowcast.io.hollow import HollowModel, open_hollow
 from narrowcast.io.native import Native
 from narrowcast.io.provenance import versions
@@ -192,11 +193,18 @@ def _calibration(config: QuantizeConfig, source: HollowModel, on_step: OnStep) -
     needed, name = config.chosen.needs_calibration, config.chosen.name
     if not source.known:
         if needed:
-            raise InputError(f"recipe {name} needs calibration, but the architecture is unknown and cannot be run")
+            kind = source.settings.get("model_type")
+            raise InputError(
+                f"recipe {name} needs calibration, and model_type {kind!r}, unknown to transformers, cannot be run; "
+                "take a recipe that looks at weights alone, such as w4a16-rtn-g32 or w8a8-fp8"
+            )
         return Calibration((), source="none: the architecture cannot be run")
     if config.calibration.data is not None:
         if source.tokenizer is None:
-            raise InputError(f"{source.folder}: has no tokenizer.json; a text cannot be used without one")
+            raise InputError(
+                f"{source.folder}: has no tokenizer.json, without which a text cannot be used; copy it there, or leave "
+                "--data out: the model then writes its own"
+            )
         return from_text(config.calibration, source.tokenizer, source.model)
     why = _cannot_write(source)
     if why and needed:
@@ -229,7 +237,7 @@ def _check_space(staging: Staging, plan: Plan) -> None:
     free = shutil.disk_usage(folder).free
     if free < plan.bytes_after:
         raise InputError(
-            f"--out {staging.out}: {free / 1e9:.2f} GB are free, the result takes {plan.bytes_after / 1e9:.2f} GB; "
+            f"--out {staging.out}: {sized(free)} are free, the result takes {sized(plan.bytes_after)}; "
             "make room or choose another disk"
         )
 

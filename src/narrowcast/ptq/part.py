@@ -107,6 +107,11 @@ def _observe(groups: list[Group], recipe: PtqRecipe, runs: Sequence[Forward]) ->
     for (name, _), facts in seen.items():
         if facts.nonfinite:
             raise InputError(f"the input of {name} is not finite on the calibration data; the model overflows there")
+        if facts.hessian is not None and not facts.hessian.isfinite().all():
+            raise InputError(
+                f"the input of {name} reaches {float(facts.amax.max()):.3g} on the calibration data: its squares "
+                "overflow float32; leave it wide (--keep-wide), or take a recipe without GPTQ and AWQ"
+            )
     return seen
 
 

@@ -165,7 +165,7 @@ def _check(spec: LayerSpec, layout: Layout) -> None:
     for which, one, shape in (("cast", spec.weight, spec.shape), ("input cast", spec.activation, (1, columns))):
         if one is not None:
             try:
-                one.padded_shape(shape, what)
+                one.padded_shape(shape, f"weight {spec.name}")
             except InputError as error:
                 raise InputError(f"{error} ({which} {one})") from None
     refusal = layout.refusal(spec)

@@ -151,6 +151,9 @@ def check_out(out: Path, *, resume: bool, overwrite: bool) -> None:
         raise InputError("--resume and --overwrite exclude each other: continue the run, or start it anew")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, expected a folder or nothing")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"--out {out}: {above} is a file, expected a folder; choose another")
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise InputError(f"--out {out}: exists already; replace it with --overwrite or choose another")

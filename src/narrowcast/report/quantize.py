@@ -1,5 +1,6 @@
 """The page of a quantized model: sizes, what it lost, where, what it writes now, and one sentence of advice."""
 
+from collections import Counter
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -73,6 +74,23 @@ def _better(report: Report) -> str:
     return "take 8 bits (w8a8-fp8), or train with the narrow weights (narrowcast.qat)"
 
 
+def remarks(report: Report) -> list[str]:
+    """Return what went otherwise than asked, in sentences: factors that failed, silent inputs, too little text."""
+    layers = report["layers"]
+    notes = Counter(note for row in layers for note in row["notes"] if note.startswith(("H ", "no calibration row")))
+    found = [f"{count} of {len(layers)} matrices: {note}" for note, count in notes.items()]
+    if report["silent"]:
+        found.append(f"input channels that were zero on all calibration rows, harmless here: {_silent(report)}")
+    short_of = [row for row in layers if row["output_error"] is not None and 0 < row["rows"] < row["shape"][1]]
+    if short_of:
+        worst = min(short_of, key=lambda row: row["rows"] / row["shape"][1])
+        found.append(
+            f"{len(short_of)} of {len(layers)} matrices met fewer calibration rows than they have columns (first "
+            f"{_short(worst['name'])}: {worst['rows']:,} for {worst['shape'][1]:,}); give more text"
+        )
+    return found
+
+
 def worst_layers(report: Report) -> list[dict[str, Any]]:
     """Return the layers that hurt most: by the error of their outputs where rows were seen, else by SQNR."""
     rows = report["layers"]
@@ -91,7 +109,7 @@ def quantize_page(report: Report) -> str:
         Section("Size and speed", _speed_text(report), (_sizes(report),)),
         Section("What it lost", _lost_text(report), (_judgement(report),)),
         Section("What it writes", _samples_text(report), html=_samples(report)),
-        Section("Where it is lost", (_WHERE,), (_worst(report),), _plots(report)),
+        Section("Where it is lost", (_WHERE, *remarks(report)), (_worst(report),), _plots(report)),
         Section("What became of every parameter", tuple(report["plan"]["notes"]), (_plan(report),)),
         Section("Facts", tables=(_facts(report),)),
     )

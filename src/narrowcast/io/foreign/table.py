@@ -31,7 +31,10 @@ def reader_of(config: dict[str, Any], names: frozenset[str], what: str) -> Reade
     Raises InputError where its layout is not known.
     """
     for row in LAYOUTS.values():
-        found = row(config, names)
+        try:
+            found = row(config, names)
+        except InputError as error:
+            raise InputError(f"model {what}: {error}") from None
         if found is not None:
             return found
     method = config.get("quant_method")
