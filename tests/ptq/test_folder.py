@@ -113,7 +113,7 @@ def test_an_architecture_that_nobody_knows_is_quantized_by_rule(tmp_path: Path) 
     )
     assert {row["name"]: row["bytes"] for row in report["layers"]} == {r["name"]: r["bytes"] for r in known["layers"]}
     assert any("'martian' is unknown to transformers" in note for note in report["plan"]["notes"])
-    with pytest.raises(InputError, match="needs calibration, but the architecture is unknown"):
+    with pytest.raises(InputError, match="needs calibration, and model_type 'martian'"):
         quantize_folder(QuantizeConfig(folder, "w4a16-gptq-g32"), tmp_path / "third")
     with pytest.raises(InputError, match="does not know model_type 'martian'"):
         load_quantized(tmp_path / "out")
