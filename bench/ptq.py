@@ -27,42 +27,84 @@ from narrowcast.evaluate import in_bfloat16, language_findings
 from narrowcast.evaluate.classifier import compare_classifiers
 from narrowcast.io import versions
 from narrowcast.metrics import bootstrap, mean_of
-from narrowcast.ptq import LeastError, Solver
+from narrowcast.ptq import AbsMax, LeastError, LeastOutputError, Solver
 from narrowcast.ptq.bias import correct_biases
 from narrowcast.ptq.catalogue import recipe
-from narrowcast.ptq.recipe import PtqRecipe, Scheme
+from narrowcast.ptq.recipe import Awq, PtqRecipe, Scheme, Smooth
 from narrowcast.quantize import cast
 from narrowcast.studies.quantized_language import Judge, closed, judge
 from narrowcast.studies.study import Setting, data_folder
 from narrowcast.studies.vision import quantized, resnet20, runs
 
 RESULTS = Path(__file__).parent / "results"
-_PLAIN = "W4 g32, rounded to nearest"
-_DESCENT = "W4 g32 with the code -8, GPTQ, two passes of descent"
-_PEER = "W4 g32 with the code -8, llm-compressor's GPTQ core"
+_PLAIN, _AWQ = "W4 g32, rounded to nearest", "W4 g32, AWQ"
+_GPTQ, _DESCENT = "W4 g32, GPTQ", "W4 g32, GPTQ, two passes of descent"
+_PEER = "W4 g32, llm-compressor's GPTQ core"
+_EIGHT, _FINER = "W8A8 FP8, per channel and token", "W8A8 E3M4, per channel and token"
+_E4M3, _E3M4 = cast("e4m3fn/row/fp32"), cast("e3m4fn/row/fp32")
 
 
-def language_recipes() -> dict[str, PtqRecipe]:
-    """Return what is tried on the language model."""
-    g32, awq = recipe("w4a16-gptq-g32"), recipe("w4a16-awq-g32")
-    found = {
-        "W8A8 FP8, per channel and token": recipe("w8a8-fp8"),
-        "W8A8 E3M4, per channel and token": replace(
-            recipe("w8a8-fp8"), scheme=Scheme(cast("e3m4fn/row/fp32"), cast("e3m4fn/row/fp32"))
-        ),
+def eight_bits() -> dict[str, PtqRecipe]:
+    """Return W8A8, either side of it alone, and what is done about its loss."""
+    fp8 = recipe("w8a8-fp8")
+    return {
+        _EIGHT: fp8,
+        "FP8, the weights alone": replace(fp8, scheme=Scheme(_E4M3)),
+        "FP8, the inputs alone": replace(fp8, scheme=Scheme(cast("float32"), _E4M3)),
+        "W8A8 FP8, SmoothQuant": replace(fp8, balance=Smooth()),
+        "W8A8 FP8, searched scales": replace(fp8, search=LeastError(2.0, 40, 0.5)),
+        "W8A8 FP8, GPTQ, two passes of descent": replace(fp8, solver=Solver(refine=2)),
+        "W8A8 FP8, down_proj wide": replace(fp8, keep_wide=(*fp8.keep_wide, "*down_proj")),
+        "W8A8 FP8, weights E3M4": replace(fp8, scheme=Scheme(_E3M4, _E4M3)),
+        _FINER: replace(fp8, scheme=Scheme(_E3M4, _E3M4)),
         "W8A8 INT8, SmoothQuant and GPTQ": recipe("w8a8-int8"),
-        _PLAIN: recipe("w4a16-rtn-g32"),
-        "W4 g32, GPTQ": g32,
-        "W4 g32, GPTQ, two passes of descent": replace(g32, solver=Solver(refine=2)),
-        "W4 g32, AWQ": awq,
-        "W4 g32, AWQ, then GPTQ and descent": replace(awq, solver=Solver(refine=2)),
     }
-    full = replace(g32, scheme=Scheme(cast("int4_full/1x32+pad/fp32")))  # the peer's codes: from -8 to 7
-    found["W4 g32 with the code -8, GPTQ"] = full
-    found[_DESCENT] = replace(full, solver=Solver(refine=2))
+
+
+def four_bits() -> dict[str, PtqRecipe]:
+    """Return W4 in groups of 32: rounded, by GPTQ, by AWQ and its parts, and without the code -8."""
+    gptq, awq = recipe("w4a16-gptq-g32"), recipe("w4a16-awq-g32")
+    clip, seven = Awq(steps=1, duo=False), Scheme(cast("int4/1x32+pad/fp32"))  # one exponent, 0: no factors
+    found = {
+        _PLAIN: recipe("w4a16-rtn-g32"),
+        _GPTQ: gptq,
+        _DESCENT: replace(gptq, solver=Solver(refine=2)),
+        _AWQ: awq,
+        "W4 g32, AWQ, each group clipped alone": replace(awq, search=LeastOutputError()),
+        "W4 g32, AWQ, each group clipped alone, no duo scaling": replace(
+            awq, search=LeastOutputError(), balance=Awq(duo=False)
+        ),
+        "W4 g32, AWQ's factors alone": replace(awq, search=AbsMax()),
+        "W4 g32, clipping beside the row's other groups alone": replace(awq, balance=clip),
+        "W4 g32, clipping each group alone": replace(awq, search=LeastOutputError(), balance=clip),
+        "W4 g32, AWQ, then GPTQ and descent": replace(awq, solver=Solver(refine=2)),
+        "W4 g32 without the code -8, GPTQ": replace(gptq, scheme=seven),
+        "W4 g32 without the code -8, AWQ": replace(awq, scheme=seven),
+        "W4 g32 without the code -8, AWQ, each group clipped alone": replace(
+            awq, scheme=seven, search=LeastOutputError()
+        ),
+    }
     if llmcompressor_gptq() is not None:
-        found[_PEER] = replace(full, solver=PeerSolver())
+        found[_PEER] = replace(gptq, solver=PeerSolver())
     return found
+
+
+def parts_of_eight(j: Judge) -> dict[str, float]:
+    """Return the KL divergence, nats per token, of W8A8 FP8 in one kind of layer, or one block, alone."""
+    fp8, found = recipe("w8a8-fp8"), {}
+    kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    blocks = [f"layers.{i}." for i in range(j.model.config.num_hidden_layers)]  # type: ignore[union-attr]
+    for family, pattern in ((kinds, "*{}"), (blocks, "*{}*")):
+        for one in family:
+            wide = tuple(pattern.format(other) for other in family if other != one)
+            found[one.strip(".")] = _divergence(j, replace(fp8, keep_wide=(*fp8.keep_wide, *wide)))
+    return found
+
+
+def _divergence(j: Judge, chosen: PtqRecipe) -> float:
+    predicted = j.predict(j.quantized(chosen))
+    assert predicted.divergence is not None
+    return float(predicted.divergence.sum() / predicted.tokens.sum())
 
 
 def language(setting: Setting) -> dict[str, Any]:
@@ -74,7 +116,7 @@ def language(setting: Setting) -> dict[str, Any]:
     ]
     rounded = j.predict(in_bfloat16(j.model))
     found_by: dict[str, Any] = {}
-    for name, chosen in language_recipes().items():
+    for name, chosen in (eight_bits() | four_bits()).items():
         start = time.perf_counter()
         figures = []
         for calibration in draws if chosen.needs_calibration else draws[:1]:
@@ -91,7 +133,10 @@ def language(setting: Setting) -> dict[str, Any]:
     for name, row in found_by.items():
         if name.startswith("W4"):
             row["gap_closed"] = closed(plain, row["perplexity"], j.wide.perplexity)
-    return {"model": "stories260K", "perplexity": j.wide.perplexity, "spread": _spread(j), "recipes": found_by}
+    return {
+        "model": "stories260K", "perplexity": j.wide.perplexity, "spread": _spread(j), "recipes": found_by,
+        "fp8_parts": parts_of_eight(j),
+    }  # fmt: skip
 
 
 def _spread(j: Judge) -> list[float]:
@@ -132,14 +177,11 @@ def claims(text: dict[str, Any], pictures: dict[str, Any]) -> list[dict[str, Any
     def claim(name: str, found: float, holds: bool) -> dict[str, Any]:
         return {"claim": name, "found": found, "holds": holds}
 
-    eight = text["recipes"]["W8A8 FP8, per channel and token"]["findings"][0]
+    eight, finer = (text["recipes"][name]["findings"][0] for name in (_EIGHT, _FINER))
     shares = {name: row["gap_closed"] for name, row in text["recipes"].items() if "gap_closed" in row}
-    descent, awq = shares["W4 g32, GPTQ, two passes of descent"], shares["W4 g32, AWQ"]
-    ours = shares[_DESCENT]
-    plain, peer = shares["W4 g32, GPTQ"], shares.get(_PEER)
+    descent, awq, plain, peer = shares[_DESCENT], shares[_AWQ], shares[_GPTQ], shares.get(_PEER)
     lost = {name: pictures["accuracy"] - row[0]["b"] for name, row in pictures["recipes"].items()}
     four = min(v for name, v in lost.items() if name.startswith("W4A8"))
-    finer = text["recipes"]["W8A8 E3M4, per channel and token"]["findings"][0]
     inside = text["spread"][0] <= eight["b"] <= text["spread"][1]
     return [
         claim("W8A8 FP8: perplexity within the paired noise", eight["change"], eight["verdict"] != "worse"),
@@ -149,8 +191,8 @@ def claims(text: dict[str, Any], pictures: dict[str, Any]) -> list[dict[str, Any
         claim("W4 g32: the same with two passes of descent", descent, descent >= 0.5),
         claim("W4 g32: share of the gap that AWQ closes, at least half", awq, awq >= 0.5),
         *(
-            [claim("W4 g32 with -8: share that descent closes beyond the peer", ours - peer, ours >= peer)]
-            if peer
+            [claim("W4 g32: share that descent closes beyond llm-compressor's GPTQ", descent - peer, descent >= peer)]
+            if peer is not None
             else []
         ),
         claim("ResNet20 W8A8 INT8: points lost, at most 0.2", lost["W8A8 INT8"], lost["W8A8 INT8"] <= 0.2 + 1e-9),

@@ -1,16 +1,16 @@
 """Study 42: rotations and GPTQ for 4-bit block formats (MR-GPTQ): which of them each format gains from."""
 
+import copy
 import statistics
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrowcast.metrics import bootstrap, mean_of
-from narrowcast.nn.convert import KEEP_WIDE
 from narrowcast.ptq import AbsMax, LeastError, Search, Solver, gptq, output_error
-from narrowcast.ptq.pipeline import quantize_model
 from narrowcast.ptq.recipe import PtqRecipe, Scheme
 from narrowcast.quantize import Cast, cast
 from narrowcast.studies.quantized_language import Judge, closed, judge
@@ -26,56 +26,87 @@ FORMATS: dict[str, tuple[Cast, Cast, int, Search]] = {
     "INT4 g32": (_INT, _INT, 32, LeastError()),
 }
 METHODS = ("RTN", "RTN + HT", "GPTQ", "MR-GPTQ")
+#: MR-GPTQ with everything there is: scales by p-norm for every format, then two passes of coordinate descent
+REFINED = "MR-GPTQ, searched, refined"
 
 
 def recipe_of(name: str, method: str) -> PtqRecipe:
     """Return W4A4 in a format by a method; RTN and GPTQ without rotation, scales from maxima unless MR-GPTQ."""
     plain, own, size, search = FORMATS[name]
-    rotation = Hadamard(size) if method in ("RTN + HT", "MR-GPTQ") else None
-    used = own if method == "MR-GPTQ" else plain
-    found = PtqRecipe(f"{name}, {method}", "", "", Scheme(used, used, rotation))
-    found = replace(found, solver=Solver()) if "GPTQ" in method else found
-    return replace(found, search=search) if method == "MR-GPTQ" else found
+    ours = method in ("MR-GPTQ", REFINED)
+    used = own if ours else plain
+    found = PtqRecipe(
+        f"{name}, {method}", "", "", Scheme(used, used, Hadamard(size) if ours or "HT" in method else None)
+    )
+    found = replace(found, solver=Solver(refine=2 * (method == REFINED))) if "GPTQ" in method else found
+    return replace(found, search=LeastError() if method == REFINED else search) if ours else found
 
 
-_DOWN = ("*down_proj",)
-_OTHERS = ("*q_proj", "*k_proj", "*v_proj", "*o_proj", "*gate_proj", "*up_proj")
+def _alone() -> dict[str, PtqRecipe]:
+    """Return MXFP4 on one side only, and MR-GPTQ with other powers of two: where its loss lies."""
+    turn, wide = Hadamard(32), cast("float32")
+    full, plain = recipe_of("MXFP4", "MR-GPTQ"), recipe_of("MXFP4", "RTN")
+    schemes = {
+        "inputs alone, RTN": (plain, Scheme(wide, _FLOOR)),
+        "inputs alone, rotated, 4/3": (plain, Scheme(wide, _SHIFT, turn)),
+        "weights alone, RTN": (plain, Scheme(_FLOOR)),
+        "weights alone, rotated, 4/3, GPTQ": (full, Scheme(_SHIFT, None, turn)),
+        "both, MR-GPTQ with the floor rule": (full, Scheme(_FLOOR, _FLOOR, turn)),
+        "both, MR-GPTQ, floor for weights, 4/3 for inputs": (full, Scheme(_FLOOR, _SHIFT, turn)),
+    }
+    return {name: replace(chosen, scheme=scheme) for name, (chosen, scheme) in schemes.items()}
 
 
-def quantized(j: Judge, recipe: PtqRecipe, calibration: list[Tensor]) -> nn.Module:
-    """Return a quantized copy of the model: all but the layers of 172 inputs first, then these, rotated by fours."""
-    first = replace(recipe, keep_wide=(*KEEP_WIDE, *_DOWN))
-    turn = recipe.scheme.transform and Hadamard(4)
-    second = replace(recipe, scheme=replace(recipe.scheme, transform=turn), keep_wide=(*KEEP_WIDE, *_OTHERS))
-    model = j.quantized(first, calibration)
-    quantize_model(model, second, calibration)
-    return model
+def widened(model: nn.Module, inner: int = 192) -> nn.Module:
+    """Return a copy of a Llama whose MLPs have ``inner`` channels; those added are zero on both sides: the same function.
+
+    So blocks of 32 divide the inputs of down_proj (172 channels here), and it is rotated like any other layer.
+    """
+    changed = copy.deepcopy(model)
+    for name, module in list(changed.named_modules()):
+        if name.endswith("mlp"):
+            for child in ("gate_proj", "up_proj", "down_proj"):
+                old = getattr(module, child).weight.detach()
+                rows, columns = (len(old), inner) if child == "down_proj" else (inner, old.shape[1])
+                new = nn.Linear(columns, rows, bias=False)
+                new.weight.data = F.pad(old, (0, columns - old.shape[1], 0, rows - len(old)))
+                setattr(module, child, new)
+    return changed
 
 
 def run(setting: Setting) -> Outcome:
     """Measure."""
     j = judge(setting)
+    j = replace(j, stories=replace(j.stories, model=widened(j.model)))
     wide = j.wide.perplexity
-    seeds = range(1 if setting.quick else 3)
-    rows = 4 if setting.quick else 128
-    found: dict[tuple[str, str], list[float]] = {(name, method): [] for name in FORMATS for method in METHODS}
-    for seed in seeds:
-        calibration = j.own_text(rows, seed, 16 if setting.quick else 128)
-        for (name, method), figures in found.items():
-            if seed and "GPTQ" not in method:
-                figures.append(figures[0])  # nothing of it is drawn
+    cells = {(name, method): recipe_of(name, method) for name in FORMATS for method in (*METHODS, REFINED)}
+    cells |= {("MXFP4", name): chosen for name, chosen in _alone().items()}
+    found: dict[tuple[str, str], list[float]] = {cell: [] for cell in cells}
+    for seed in range(1 if setting.quick else 3):
+        calibration = j.own_text(4 if setting.quick else 128, seed, 16 if setting.quick else 128)
+        for cell, chosen in cells.items():
+            if seed and not chosen.needs_calibration:
+                found[cell].append(found[cell][0])  # nothing of it is drawn
                 continue
-            figures.append(j.predict(quantized(j, recipe_of(name, method), calibration)).perplexity)
-            setting.note(f"{name}, {method}, calibration {seed}: perplexity {figures[-1]:.4f}")
+            found[cell].append(j.perplexity(chosen, calibration))
+            setting.note(f"{', '.join(cell)}, calibration {seed}: perplexity {found[cell][-1]:.4f}")
     noise = _noise(j)
     layer = _layer(setting)
-    checks = [*_golden(), *_layer_golden(layer), *_claims(found, wide, noise, layer)]
-    return Outcome(tuple(checks), (_table(found, wide), _layer_table(layer)), (_plot(found, wide),), _NOTES)
+    same = at_most(
+        "20 inner channels of zeros more: perplexity off by",
+        abs(j.predict(j.model).perplexity - wide),
+        1e-6,
+        claim=False,
+    )
+    checks = [same, *_golden(), *_layer_golden(layer), *_claims(found, wide, noise, layer)]
+    return Outcome(
+        tuple(checks), (_table(found, wide), _parts(found, wide), _layer_table(layer)), (_plot(found, wide),), _NOTES
+    )
 
 
 def _noise(j: Judge) -> float:
     """Return the half width of the paired interval between NVFP4 with and without the rotation, in perplexity."""
-    plain, turned = (j.predict(quantized(j, recipe_of("NVFP4", method), [])) for method in METHODS[:2])
+    plain, turned = (j.predict(j.quantized(recipe_of("NVFP4", method))) for method in METHODS[:2])
     a, b = mean_of(plain.losses, plain.tokens), mean_of(turned.losses, turned.tokens)
     return bootstrap(lambda w: b(w).exp() - a(w).exp(), len(plain.losses)).half_width
 
@@ -174,11 +205,13 @@ def _layer_golden(found: dict[str, Any]) -> list[Check]:
 def _claims(found: dict[tuple[str, str], list[float]], wide: float, noise: float, layer: dict[str, Any]) -> list[Check]:
     mean = {key: statistics.fmean(figures) for key, figures in found.items()}
     shares = {name: closed(mean[name, "RTN"], mean[name, "MR-GPTQ"], wide) for name in FORMATS}
+    refined = closed(mean["MXFP4", "RTN"], mean["MXFP4", REFINED], wide)
     gain = mean["NVFP4", "RTN"] - mean["NVFP4", "RTN + HT"]
     laplace = {name: layer["rtn"]["Laplace", name] for name in FORMATS}
     best = {n: min(METHODS, key=lambda m, n=n: layer["weighted"][n, m]) for n in FORMATS}  # type: ignore[misc]
     return [
         at_least("MXFP4: share of the perplexity lost that MR-GPTQ wins back", shares["MXFP4"], 0.4),
+        at_least("MXFP4: the same, scales searched, then two passes of descent", refined, 0.4),
         at_least("MXFP4: perplexity that MR-GPTQ is below GPTQ", mean["MXFP4", "GPTQ"] - mean["MXFP4", "MR-GPTQ"], 0.0),
         at_least("NVFP4: share of the perplexity lost that MR-GPTQ wins back", shares["NVFP4"], 0.0),
         at_most("NVFP4: perplexity that the rotation alone wins, in half widths of its interval", gain / noise, 1.0),
@@ -194,14 +227,24 @@ def _claims(found: dict[tuple[str, str], list[float]], wide: float, noise: float
 def _table(found: dict[tuple[str, str], list[float]], wide: float) -> dict[str, Any]:
     rows = []
     for name in FORMATS:
-        for method in METHODS:
-            figures = found[name, method]
-            mean, plain = statistics.fmean(figures), statistics.fmean(found[name, "RTN"])
-            listed = ", ".join(f"{v:.4f}" for v in figures) if "GPTQ" in method else ""
-            share = None if method == "RTN" else round(closed(plain, mean, wide), 3)
-            rows.append([name, method, round(mean, 4), listed, share])
+        rows += [[name, *_row(found, (name, method), wide)] for method in (*METHODS, REFINED)]
     title = f"Perplexity with 4-bit weights and inputs (float32 {wide:.4f})"
-    return {"title": title, "columns": ["format", "method", "perplexity", "by calibration", "gap closed"], "rows": rows}
+    return {"title": title, "columns": ["format", *_COLUMNS], "rows": rows}
+
+
+_COLUMNS = ("method", "perplexity", "by calibration", "gap closed")
+
+
+def _row(found: dict[tuple[str, str], list[float]], cell: tuple[str, str], wide: float) -> list[Any]:
+    figures, plain = found[cell], statistics.fmean(found[cell[0], "RTN"])
+    mean = statistics.fmean(figures)
+    listed = ", ".join(f"{v:.4f}" for v in figures) if len(set(figures)) > 1 else ""
+    return [cell[1], round(mean, 4), listed, None if cell[1] == "RTN" else round(closed(plain, mean, wide), 3)]
+
+
+def _parts(found: dict[tuple[str, str], list[float]], wide: float) -> dict[str, Any]:
+    rows = [_row(found, ("MXFP4", name), wide) for name in ("RTN", "MR-GPTQ", *_alone())]
+    return {"title": "MXFP4: where the loss lies", "columns": list(_COLUMNS), "rows": rows}
 
 
 def _layer_table(layer: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +262,7 @@ def _plot(found: dict[tuple[str, str], list[float]], wide: float) -> dict[str, A
             "y": [statistics.fmean(found[n, m]) - wide for n in FORMATS],
             "mode": "lines+markers",
         }
-        for m in METHODS
+        for m in (*METHODS, REFINED)
     ]
     return {"title": "Perplexity lost", "series": series, "x": "format", "y": "perplexity above float32", "log_y": True}
 
@@ -227,7 +270,8 @@ def _plot(found: dict[tuple[str, str], list[float]], wide: float) -> dict[str, A
 _NOTES = (
     "The model has 260,032 parameters and is 64 wide: one MXFP4 block is half a row. Weights and inputs of all linear layers "
     "in the blocks are 4 bits wide; embeddings, norms, head and the products inside attention are not.",
-    "The second matrix of each MLP has 172 inputs, which only blocks of 4 divide: it is rotated by fours, after all others.",
+    "The second matrix of each MLP has 172 inputs, which no block of 32 divides: 20 channels of zeros are added on both sides. Rotated by fours "
+    "instead, and after all other layers, MR-GPTQ closed 0.30 of MXFP4's gap.",
     "Calibration: 128 texts of 128 tokens that the model wrote itself, other ones for each of three runs; judged on 80 "
     "stories of its validation set.",
     "The 4/3 shift is used by MR-GPTQ alone, as in the paper; RTN and GPTQ use the floor rule of the MX standard.",
