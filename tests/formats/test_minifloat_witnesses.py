@@ -24,6 +24,7 @@ from tests.witnesses import (
 
 from narrowcast.formats import Minifloat, Specials, formats, rounding
 from narrowcast.formats import format as format_
+from narrowcast.formats.decoding import converted
 
 HALVES = every_half()
 RANDOM = random_float32(1 << 20)
@@ -71,6 +72,16 @@ def test_a_million_float32_patterns_cast_as_in_ml_dtypes(name):
 def test_every_code_decodes_as_in_ml_dtypes(name):
     fmt = format_(name)
     assert not first_difference(fmt.decode(fmt.codes()), ml_dtypes_decode(name, fmt.codes()), fmt.codes())
+
+
+@pytest.mark.parametrize("name", ["e4m3fn", "e5m2", "bfloat16", "float16"])
+def test_torch_converts_every_code_to_what_its_fields_say(name):
+    fmt = format_(name)
+    facts = (fmt.exponent, fmt.mantissa, fmt.bias, fmt.specials)
+    found, by_fields = converted(fmt.codes(), *facts), fmt._decode_fields(fmt.codes().int())
+    number = ~by_fields.isnan()
+    assert torch.equal(found.isnan(), ~number)
+    assert torch.equal(found[number].view(torch.int32), by_fields[number].view(torch.int32))
 
 
 @pytest.mark.parametrize("name", ML_DTYPES)

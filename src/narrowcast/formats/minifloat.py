@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.errors import InputError
+from narrowcast.formats.decoding import converted, with_ends
 from narrowcast.formats.format import (
     FLOAT32_BIAS,
     FLOAT32_MAGNITUDE,
@@ -270,7 +271,12 @@ class Minifloat(Format):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the float32 values of ``codes``."""
-        codes = codes.int()
+        values = None
+        if self.signed and self.bottom is Bottom.SUBNORMAL:
+            values = converted(codes, self.exponent, self.mantissa, self.bias, self.specials)
+        return self._decode_fields(codes.int()) if values is None else values
+
+    def _decode_fields(self, codes: Tensor) -> Tensor:
         magnitude = codes & ((1 << (self.exponent + self.mantissa)) - 1)
         bits = magnitude << self._shift
         if not self._is_float32_prefix:
@@ -283,24 +289,8 @@ class Minifloat(Format):
             low = torch.zeros_like(value) if self.bottom is Bottom.ZERO else low
             lowest = 2 if self.bias > FLOAT32_BIAS else 1  # binades that float32 has no normals for
             value = torch.where(magnitude < (lowest << self.mantissa), low, value)
-        value = self._decode_specials(codes, magnitude, value)
+        value = with_ends(value, codes, magnitude, self.specials, self.max_code, self.nan_code)
         return torch.where((codes >> (self.bits - 1)) & 1 == 1, -value, value) if self.signed else value
-
-    def _decode_specials(self, codes: Tensor, magnitude: Tensor, value: Tensor) -> Tensor:
-        nan = torch.full_like(value, float("nan"))
-        match self.specials:
-            case Specials.IEEE:
-                value = value.masked_fill(magnitude == self.max_code + 1, float("inf"))
-                return torch.where(magnitude > self.max_code + 1, nan, value)
-            case Specials.FN:
-                return torch.where(magnitude > self.max_code, nan, value)
-            case Specials.P3109:
-                value = value.masked_fill(magnitude == self.max_code + 1, float("inf"))
-                return torch.where(codes == (self.nan_code or 0), nan, value)
-            case Specials.FNUZ:
-                return torch.where(codes == (self.nan_code or 0), nan, value)
-            case _:
-                return value
 
     def round(self, x: Tensor, rounding: Rounding = NEAREST_EVEN, random: Tensor | None = None) -> Tensor:
         """Return the float32 values that ``x`` becomes; NaN stays NaN even where the format has none."""
