@@ -224,6 +224,7 @@ def narrow_both(
     streams: tuple[Stream | None, Stream | None] = (None, None),
     history: Tensor | None = None,
     what: str = "tensor",
+    after: Tensor | None = None,
 ) -> tuple[QTensor, QTensor] | None:
     """Return codes of a matrix by ``first`` and of its transpose by ``second`` (None: the same codes turned).
 
@@ -235,7 +236,8 @@ def narrow_both(
         return None  # eight draws are made at once
     from narrowcast.kernels.passes import quantize_both as both  # by name: compiled code follows no import_module
 
-    one, two = both(x, first, second, stream=streams[0], across_stream=streams[1], history=history, what=what)
+    how: How = {"stream": streams[0], "across_stream": streams[1], "history": history, "what": what, "after": after}
+    one, two = both(x, first, second, **how)
     return one, replace(two, axis=-1)
 
 

@@ -1,6 +1,7 @@
 """Layers on kernels against the emulation: run by `test_native` under TRITON_INTERPRET=1, or as it is on a GPU."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import narrowcast as nc
 from narrowcast.nn import Linear
+from narrowcast.nn.gated import Gated
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 #: recipe, dtype; all of them on a GPU, a few in the interpreter
@@ -101,6 +103,65 @@ def test_a_batch_of_nothing_and_non_finite_inputs():
     a, b = native(x), emulated(x)
     assert torch.equal(a.isnan(), b.isnan())
     assert torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+class Unit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act_fn = nn.SiLU()
+        self.gate_proj, self.up_proj = nn.Linear(32, 48, bias=False), nn.Linear(32, 48, bias=False)
+        self.down_proj = nn.Linear(48, 32, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Stack(nn.Module):
+    """A norm and a gated unit, as a recipe's changes look for them."""
+
+    def __init__(self, recipe: str | nc.Recipe, backend: str) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.norm, self.mlp = nn.RMSNorm(32, eps=1e-5), Unit()
+        self.to(DEVICE, torch.bfloat16)
+        nc.convert(self, recipe, backend=backend)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mlp(self.norm(x))
+
+
+def saving() -> dict[str, nc.Recipe]:
+    """Return fp8-coat, and the same with every code kept that the backward pass needs."""
+    coat = nc.recipe("fp8-coat")
+    changes = tuple(replace(c, remade=False) if isinstance(c, Gated) else c for c in coat.changes)
+    assert coat.linear is not None
+    return {"remade": coat, "kept": replace(coat, linear=replace(coat.linear, remade=()), changes=changes)}
+
+
+def test_what_is_remade_has_the_bits_of_what_is_kept():
+    x, g = (torch.randn(2, 17, 32, device=DEVICE).bfloat16() for _ in "xg")
+    found = {name: run(Stack(recipe, "native"), x, g) for name, recipe in saving().items()}
+    for a, b in zip(found["remade"], found["kept"], strict=True):
+        assert torch.equal(a, b)
+    near(found["remade"], run(Stack("fp8-coat", "emulate"), x, g))
+
+
+def test_activations_are_kept_in_fp8_and_weights_as_they_are():
+    model, kept = Stack("fp8-coat", "native"), []
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        model(torch.randn(64, 32, device=DEVICE, dtype=torch.bfloat16, requires_grad=True))
+    sizes = {t.untyped_storage().data_ptr(): t.nbytes for t in kept}
+    groups = 64 * (32 + 48 + 48) * (8 + 1) // 8  # codes of the norm's input, of gate and of up; 16 share a scale of 16
+    normed = 2 * (64 * 32 + 4)  # codes and a scale, once for either layer that reads them
+    assert sum(n for p, n in sizes.items() if p not in own) == groups + normed + 4 * 64  # and 1 / rms
+
+
+def test_compiled_whole_remakes_the_same_bits():
+    x, g = (torch.randn(2, 16, 32, device=DEVICE).bfloat16() for _ in "xg")
+    compiled = torch.compile(Stack("fp8-coat", "native"), fullgraph=True, backend="aot_eager")
+    for a, b in zip(run(Stack("fp8-coat", "native"), x, g), run(compiled, x, g), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("recipe", ["fp8-tensorwise"] if DEVICE == "cpu" else [r for r, _ in CASES[::2]])

@@ -9,7 +9,7 @@ from torch import nn
 import narrowcast as nc
 from narrowcast.errors import InputError
 from narrowcast.models import default_config, from_config
-from narrowcast.nn.gated import Gated, GatedUnit, smoothing
+from narrowcast.nn.gated import Gated, GatedUnit, Saved, _SavedProduct, smoothing
 from narrowcast.nn.norm import Norms
 from narrowcast.nn.unit import UnitVariance
 from narrowcast.quantize import cast
@@ -89,9 +89,7 @@ def test_saved_inputs_give_the_gradients_of_what_they_decode_to():
     a, b = gate.clone().requires_grad_(), up.clone().requires_grad_()
     model = changed(Gated(saved=GROUPS), Mlp())
     model.gate_proj = model.up_proj = model.down_proj = nn.Identity()
-    from narrowcast.nn.gated import _SavedProduct
-
-    y = _SavedProduct.apply(a, b, None, GROUPS, "auto")
+    y = _SavedProduct.apply(a, b, None, Saved(GROUPS, "auto", torch.float32))
     y.backward(g)
     c, d = gate.clone().requires_grad_(), up.clone().requires_grad_()
     want = nn.functional.silu(Decoded()(c)) * Decoded()(d)

@@ -20,7 +20,7 @@ from narrowcast.kernels.native import _counter
 from narrowcast.kernels.produce import Producer
 from narrowcast.kernels.quantize import tiles_shape
 from narrowcast.kernels.sides import Shape, reason, same_codes, tile_kind, turned
-from narrowcast.passes import How, Two
+from narrowcast.passes import How, Two, later
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
 
@@ -36,10 +36,11 @@ def quantize_both(
     across_stream: Stream | None = None,
     history: Tensor | None = None,
     what: str = "tensor",
+    after: Tensor | None = None,
 ) -> Two:
     """Return both orientations of ``x``: `passes.quantize_both` in one pass, or two where maxima come first."""
     matrix = x.reshape(-1, x.shape[-1])
-    how: How = {"stream": stream, "across_stream": across_stream, "history": history, "what": what}
+    how: How = {"stream": stream, "across_stream": across_stream, "history": history, "what": what, "after": after}
     if matrix.numel() == 0:
         return plain.quantize_both(x, cast, across, **how)
     return _run(Producer(), (matrix,), None, None, cast, across, how)
@@ -183,7 +184,8 @@ def _run(
             raise InputError(f"cast {cast} scales by a history: pass history=Delayed.new()")
         found = torch.ops.narrowcast.both_delayed(*sources, spelled[0], history, *bits)
     else:
-        maxima = _maxima(sources, cast, across)
+        first, second = _maxima(sources, cast, across)
+        maxima = later(first, how.get("after")), later(second, how.get("after"))
         found = torch.ops.narrowcast.both(*sources, *spelled, *maxima, *bits, *_counter(across_stream, x.device))
     return _pair(found, cast, across, shape, sizes, x.dtype, stream, across_stream)
 

@@ -6,7 +6,8 @@ Each token's ``up`` is divided by its own largest magnitude before the product i
 is multiplied back. Here the divisor is rounded up to a power of two: then nothing changes but what the cast sees.
 
 *Saved in FP8* (Xi et al. 2025, COAT, section 5): both inputs are cast in groups along the hidden axis; the product is
-computed from what they decode to, and only their codes are kept for the backward pass.
+computed from what they decode to, and only their codes are kept for the backward pass. Since the product is a function
+of those codes, its own codes need not be kept: *remade*, they are made again in the backward pass, the same bits.
 """
 
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from torch import Tensor, nn
 
 from narrowcast import backend
 from narrowcast.errors import InputError
+from narrowcast.nn import native
 from narrowcast.nn.change import Change
 from narrowcast.nn.context import in_dtype
+from narrowcast.nn.linear import Linear
+from narrowcast.nn.saved import again, form_of, tensors_of, tied
 from narrowcast.quantize import Cast, QTensor
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -36,31 +40,81 @@ def smoothing(up: Tensor) -> Tensor:
     return torch.where((amax > 0) & amax.isfinite(), bits.view(torch.float32), 1.0)
 
 
+@dataclass(frozen=True)
+class Saved:
+    """How both branches are kept: their cast, the backend of it, the dtype of the product."""
+
+    cast: Cast
+    backend: str
+    dtype: torch.dtype
+
+    def codes(self, *branches: Tensor) -> list[QTensor]:
+        """Return the codes of gate and up ``[M, F]``."""
+        return [backend.quantize(x, self.cast, backend=self.backend) for x in branches]
+
+    def product(self, codes: list[QTensor], smooth: Tensor | None) -> Tensor:
+        """Return ``silu(gate) * up / s`` of what the codes decode to."""
+        a, u = (q.dequantize().float() for q in codes)
+        return in_dtype(F.silu(a) * (u if smooth is None else u / smooth), self.dtype)
+
+    def gradients(self, g: Tensor, codes: list[QTensor], smooth: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the gradients of gate and up, given the product's."""
+        a, u = (q.dequantize().float() for q in codes)
+        wide = g.float() if smooth is None else g.float() / smooth
+        sigmoid = torch.sigmoid(a)
+        silu = a * sigmoid
+        return (wide * u * (sigmoid + silu * (1 - sigmoid))).to(g.dtype), (wide * silu).to(g.dtype)
+
+
 class _SavedProduct(torch.autograd.Function):
-    """``silu(gate) * up / s`` of what the two decode to; their codes are kept, and s, float32."""
+    """``silu(gate) * up / s`` of what gate and up ``[M, F]`` decode to; their codes are kept, and s ``[M, 1]``."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, smooth: Tensor | None, cast: Cast, name: str) -> Tensor:
-        codes = [backend.quantize(x.reshape(-1, x.shape[-1]), cast, backend=name) for x in (gate, up)]
-        ctx.save_for_backward(*(t for q in codes for t in (q.codes, q.scales)), smooth)
-        ctx.forms = [(q.cast, q.shape, q.padded, q.dtype) for q in codes]
-        ctx.whole = gate.shape
-        a, u = (q.dequantize().float().view(gate.shape) for q in codes)
-        return in_dtype(F.silu(a) * (u if smooth is None else u / smooth), gate.dtype)
+    def forward(ctx: Any, gate: Tensor, up: Tensor, smooth: Tensor | None, saved: Saved) -> Tensor:
+        codes = saved.codes(gate, up)
+        ctx.save_for_backward(*(t for q in codes for t in tensors_of(q)), smooth)
+        ctx.forms, ctx.saved = [form_of(q) for q in codes], saved
+        return saved.product(codes, smooth)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, smooth = ctx.saved_tensors
-        sides = []
-        for i, (cast, shape, padded, dtype) in enumerate(ctx.forms):
-            q = QTensor(tensors[2 * i], tensors[2 * i + 1], None, cast, shape, padded, dtype)
-            sides.append(q.dequantize().float().view(ctx.whole))
-        a, u = sides
-        wide = g.float() if smooth is None else g.float() / smooth
-        sigmoid = torch.sigmoid(a)
-        silu = a * sigmoid
-        d_gate, d_up = wide * u * (sigmoid + silu * (1 - sigmoid)), wide * silu
-        return d_gate.to(g.dtype), d_up.to(g.dtype), None, None, None
+        half = len(tensors) // 2
+        codes = [_coded(again(ts, f), g) for ts, f in zip((tensors[:half], tensors[half:]), ctx.forms, strict=True)]
+        return *ctx.saved.gradients(g, codes, smooth), None, None
+
+
+class _RemadeProduct(torch.autograd.Function):
+    """`_SavedProduct` and the layer ``down`` behind it, whose codes of the product are made again when needed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gate: Tensor, up: Tensor, smooth: Tensor | None, w: Tensor, saved: Saved, down: Linear
+    ) -> Tensor:
+        codes = saved.codes(gate, up)
+        product = saved.product(codes, smooth)
+        context, spec, how = down.context, down.spec, down.plans
+        y, _, kept_w = native.forward(context, spec, how, product, w, saved.dtype, ("x", *spec.remade))
+        others = [] if smooth is None else [smooth]
+        native.keep(ctx, context, spec, how, (product.dtype, w.dtype), kept_w, *codes, *others)
+        ctx.saved = saved
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        context, (w, *operands) = native.kept(ctx)
+        codes = [_coded(q, g) for q in operands[:2]]
+        smooth = operands[2] if len(operands) > 2 else None
+        assert not isinstance(smooth, QTensor)
+        x = context.narrow_both(ctx.spec, "fwd.x", "wgrad.x", ctx.saved.product(codes, smooth))[1]
+        dz, dw = native.backward(context, ctx, g, x, w, (True, ctx.needs_input_grad[3]))
+        assert dz is not None
+        return *ctx.saved.gradients(dz, codes, smooth), None, dw, None, None
+
+
+def _coded(q: native.Kept, g: Tensor) -> QTensor:
+    assert isinstance(q, QTensor)
+    return tied(q, g)
 
 
 class GatedUnit(nn.Module):
@@ -69,28 +123,47 @@ class GatedUnit(nn.Module):
     Attributes:
         smooth: whether each token's ``up`` is divided by a power of two before ``down``, and the output multiplied.
         saved: how both branches are cast and kept, or None to keep them wide.
+        remade: whether the product's codes are made again in the backward pass, where ``down`` runs natively.
         backend: of those casts.
     """
 
-    def __init__(self, source: nn.Module, smooth: bool, saved: Cast | None, name: str) -> None:
+    def __init__(self, source: nn.Module, smooth: bool, saved: Cast | None, remade: bool, name: str) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (getattr(source, part) for part in _PARTS)
-        self.smooth, self.saved, self.backend = smooth, saved, name
+        self.smooth, self.saved, self.remade, self.backend = smooth, saved, remade, name
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the unit's output for ``x`` ``[..., width]``."""
         gate, up = self.gate_proj(x), self.up_proj(x)
         s = smoothing(up) if self.smooth else None
-        if self.saved is not None:
-            product = _SavedProduct.apply(gate, up, s, self.saved, self.backend)  # type: ignore[no-untyped-call]
+        if self.saved is None:
+            y: Tensor = self.down_proj(F.silu(gate) * (up if s is None else (up / s).to(up.dtype)))
         else:
-            product = F.silu(gate) * (up if s is None else (up / s).to(up.dtype))
-        y: Tensor = self.down_proj(product)
+            y = self._saved(gate, up, s, self.saved)
         return y if s is None else (y * s).to(y.dtype)
+
+    def _saved(self, gate: Tensor, up: Tensor, s: Tensor | None, cast: Cast) -> Tensor:
+        saved, down = Saved(cast, self.backend, gate.dtype), self.down_proj
+        flat = [None if t is None else t.reshape(-1, t.shape[-1]) for t in (gate, up, s)]
+        if self.remade and remakes(down) and torch.is_grad_enabled():
+            y: Tensor = _RemadeProduct.apply(*flat, down.weight, saved, down)  # type: ignore[no-untyped-call]
+            y = y.view(*gate.shape[:-1], -1)
+            return y if down.bias is None else (y + down.bias).to(y.dtype)
+        product: Tensor = _SavedProduct.apply(*flat, saved)  # type: ignore[no-untyped-call]
+        y = down(product.view(gate.shape))
+        return y
 
     def extra_repr(self) -> str:
         """Say what it does besides the product."""
-        return f"smooth={self.smooth}, saved={self.saved}"
+        return f"smooth={self.smooth}, saved={self.saved}, remade={self.remade}"
+
+
+def remakes(down: nn.Module) -> bool:
+    """Return whether the codes of a layer's input can be made again: all gemms native, no scale from a history."""
+    if not isinstance(down, Linear) or down.missing:
+        return False
+    plans = (down.plans.fwd, down.plans.dgrad, down.plans.wgrad)
+    return None not in plans and down.history is None
 
 
 @dataclass(frozen=True)
@@ -99,6 +172,11 @@ class Gated(Change):
 
     smooth: bool = False
     saved: Cast | None = None
+    remade: bool = False
+
+    def __post_init__(self) -> None:
+        if self.remade and self.saved is None:
+            raise InputError("the gated product is remade from saved codes: name the cast that they are saved by")
 
     def swap(self, name: str, module: nn.Module, backend: str) -> nn.Module | None:
         """See `Change.swap`."""
@@ -109,7 +187,7 @@ class Gated(Change):
         down = module.down_proj
         if self.smooth and isinstance(down, nn.Linear) and down.bias is not None:
             raise InputError(f"module {name!r}: Smooth-SwiGLU would multiply the bias of down_proj; drop the bias")
-        return GatedUnit(module, self.smooth, self.saved, backend).train(module.training)
+        return GatedUnit(module, self.smooth, self.saved, self.remade, backend).train(module.training)
 
     @property
     def wants(self) -> str:
@@ -118,4 +196,5 @@ class Gated(Change):
 
     def __str__(self) -> str:
         smooth = "Smooth-SwiGLU" if self.smooth else "SwiGLU"
-        return f"{smooth}, its inputs kept as {self.saved}" if self.saved else smooth
+        kept = ", the product remade" if self.remade else ""
+        return f"{smooth}, its inputs kept as {self.saved}{kept}" if self.saved else smooth

@@ -5,7 +5,8 @@ others are emulated in the same layer. The operands are made as in `nn.linear`: 
 histories, so codes and scales are the emulation's.
 
 What is kept: of x and w, the codes that the backward pass will multiply, made in the same pass as the forward ones, so
-that the wide activation need not live. Only a cast with a history of its own waits for its wide source.
+that the wide activation need not live. Only a cast with a history of its own waits for its wide source, and what the
+spec says is remade: a weight lives anyway, so its codes for the backward pass can be made there.
 """
 
 from dataclasses import dataclass, replace
@@ -19,9 +20,10 @@ from narrowcast.accumulate import tensor_of
 from narrowcast.backend import Choice, choose
 from narrowcast.kernels.plan import Plan
 from narrowcast.nn.context import Context, in_dtype
+from narrowcast.nn.saved import Kept, again, form_of, tensors_of
 from narrowcast.nn.spec import LinearSpec
 from narrowcast.ops import Reuse, matmul
-from narrowcast.quantize import Cast, QTensor
+from narrowcast.quantize import QTensor
 from narrowcast.scaling import advance
 
 GEMMS = ("fwd", "dgrad", "wgrad")
@@ -29,7 +31,6 @@ GEMMS = ("fwd", "dgrad", "wgrad")
 _FIRST = {"dgrad.w": "fwd", "wgrad.g": "dgrad", "wgrad.x": "fwd"}
 SIXTEEN_BY_NAME = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # what kernels write besides float32
 SIXTEEN = tuple(SIXTEEN_BY_NAME.values())
-Kept = QTensor | Tensor  # an operand as a native gemm takes it, or decoded
 
 
 @dataclass(frozen=True)
@@ -89,51 +90,81 @@ class NativeLinear(torch.autograd.Function):
     def forward(  # noqa: D102 - autograd's own
         ctx: Any, x: Tensor, w: Tensor, context: Context, spec: LinearSpec, how: Plans, out: torch.dtype, train: bool
     ) -> Tensor:
-        y, kept_x, kept_w = (_forward if how.fwd else _emulated)(context, spec, how, x, w, out, train)
+        y, kept_x, kept_w = forward(context, spec, how, x, w, out, spec.remade if train else None)
         if train:
-            step = context.step.clone() if context.step is not None else None
-            tensors_x, tensors_w = _tensors(kept_x), _tensors(kept_w)
-            ctx.save_for_backward(*tensors_x, *tensors_w, *([step] if step is not None else []))
-            ctx.split, ctx.forms = len(tensors_x), (_form(kept_x), _form(kept_w))
-            ctx.context, ctx.spec, ctx.how, ctx.types = context, spec, how, (x.dtype, w.dtype)
+            keep(ctx, context, spec, how, (x.dtype, w.dtype), kept_x, kept_w)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102 - autograd's own
-        spec: LinearSpec = ctx.spec
-        live: Context = ctx.context
-        saved = list(ctx.saved_tensors)
-        step = saved.pop() if live.step is not None else None
-        context = replace(live, step=step)
-        x, w = _form_again(saved[: ctx.split], ctx.forms[0]), _form_again(saved[ctx.split :], ctx.forms[1])
-        needs_x, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        along, across = _gradients(context, spec, ctx.how, g, needs_x, needs_w)
-        dx = _dgrad(context, spec, ctx.how, along, w, ctx.types[0]) if needs_x else None
-        dw = _wgrad(context, spec, ctx.how, g, along, across, x, ctx.types[1]) if needs_w else None
-        if live.step is not None:
-            live.step.add_(1)
-        if live.history is not None:
-            advance(live.history)
+        context, (x, w) = kept(ctx)
+        dx, dw = backward(context, ctx, g, x, w, (ctx.needs_input_grad[0], ctx.needs_input_grad[1]))
         return dx, dw, None, None, None, None, None
 
 
-def _forward(
-    context: Context, spec: LinearSpec, how: Plans, x: Tensor, w: Tensor, dtype: torch.dtype, train: bool
+def keep(
+    ctx: Any, context: Context, spec: LinearSpec, how: Plans, types: tuple[torch.dtype, torch.dtype], *operands: Kept
+) -> None:
+    """Save for the backward pass what `kept` gives back there."""
+    step = context.step.clone() if context.step is not None else None
+    tensors = [tensors_of(operand) for operand in operands]
+    ctx.save_for_backward(*(t for each in tensors for t in each), *([step] if step is not None else []))
+    ctx.lengths, ctx.forms = [len(each) for each in tensors], [form_of(operand) for operand in operands]
+    ctx.context, ctx.spec, ctx.how, ctx.types = context, spec, how, types
+
+
+def kept(ctx: Any) -> tuple[Context, list[Kept]]:
+    """Return the layer's context as it was in the forward pass, and the operands."""
+    tensors, context = list(ctx.saved_tensors), ctx.context
+    if context.step is not None:
+        context = replace(context, step=tensors.pop())
+    found = []
+    for length, form in zip(ctx.lengths, ctx.forms, strict=True):
+        found.append(again(tensors[:length], form))
+        tensors = tensors[length:]
+    return context, found
+
+
+def backward(
+    context: Context, ctx: Any, g: Tensor, x: Kept, w: Kept, needs: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of x and w where they are needed; random bits and histories move on."""
+    spec, how, live = ctx.spec, ctx.how, ctx.context
+    along, across = _gradients(context, spec, how, g, *needs)
+    dw = _wgrad(context, spec, how, g, along, across, x, ctx.types[1]) if needs[1] else None  # first: x ends here
+    dx = _dgrad(context, spec, how, along, w, ctx.types[0]) if needs[0] else None
+    if live.step is not None:
+        live.step.add_(1)
+    if live.history is not None:
+        advance(live.history)
+    return dx, dw
+
+
+def forward(
+    context: Context,
+    spec: LinearSpec,
+    how: Plans,
+    x: Tensor,
+    w: Tensor,
+    dtype: torch.dtype,
+    remade: tuple[str, ...] | None,
 ) -> tuple[Tensor, Kept, Kept]:
-    """Return the layer's product, and what the backward pass needs of x and w."""
-    assert how.fwd is not None
-    operands, kept = [], []
-    for wide, first, second, later in ((x, "fwd.x", "wgrad.x", how.wgrad), (w, "fwd.w", "dgrad.w", how.dgrad)):
-        keep: Kept
-        if train and later and _now(spec, second):
-            q, keep = context.narrow_both(spec, first, second, wide)
+    """Return the layer's product, and what the backward pass needs of x and w; ``remade`` None: nothing."""
+    if how.fwd is None:
+        return _emulated(context, spec, how, x, w, dtype, remade is not None)
+    operands, found = [], []
+    for wide, first, second, after in ((x, "fwd.x", "wgrad.x", how.wgrad), (w, "fwd.w", "dgrad.w", how.dgrad)):
+        needed: Kept
+        if remade is not None and after and _now(spec, second) and first[-1] not in remade:
+            q, needed = context.narrow_both(spec, first, second, wide)
         else:
             q = context.narrow(spec, first, wide)
-            keep = q if isinstance(spec.operand(second), Reuse) else wide
+            by_codes = isinstance(spec.operand(second), Reuse) and not (after and first[-1] in (remade or ()))
+            needed = q if by_codes else wide
         operands.append(q)
-        kept.append(keep)
+        found.append(needed)
     y = _product(operands[0], operands[1], spec, "fwd", how.fwd, context.alpha, dtype)
-    return y, kept[0], kept[1]
+    return y, found[0], found[1]
 
 
 def _emulated(
@@ -183,7 +214,12 @@ def _dgrad(context: Context, spec: LinearSpec, how: Plans, g: Kept | None, w: Ke
         decoded = context.operand(spec, "dgrad.w", first, first)[1]
         return matmul(_decoded(g), decoded, spec.dgrad, context.alpha).to(dtype)
     assert isinstance(g, QTensor)
-    wq = w if isinstance(w, QTensor) else context.narrow(spec, "dgrad.w", w.mT)
+    if isinstance(w, QTensor):
+        wq = w
+    elif "w" in spec.remade:
+        wq = context.narrow_both(spec, "fwd.w", "dgrad.w", w, g.codes)[1]
+    else:
+        wq = context.narrow(spec, "dgrad.w", w.mT)
     return _product(g, wq, spec, "dgrad", how.dgrad, context.alpha, dtype)
 
 
@@ -211,25 +247,3 @@ def _wgrad(
 
 def _decoded(x: Kept) -> Tensor:
     return replace(x, dtype=torch.float32).dequantize() if isinstance(x, QTensor) else x
-
-
-# --- what autograd keeps: tensors on one side, everything else on the other ---
-
-_Form = tuple[Cast, tuple[int, ...], tuple[int, ...], torch.dtype] | None
-
-
-def _tensors(x: Kept) -> list[Tensor]:
-    if not isinstance(x, QTensor):
-        return [x]
-    return [x.codes, x.scales, *([] if x.tensor_scale is None else [x.tensor_scale])]
-
-
-def _form(x: Kept) -> _Form:
-    return (x.cast, x.shape, x.padded, x.dtype) if isinstance(x, QTensor) else None
-
-
-def _form_again(tensors: list[Tensor], form: _Form) -> Kept:
-    if form is None:
-        return tensors[0]
-    cast, shape, padded, dtype = form
-    return QTensor(tensors[0], tensors[1], tensors[2] if len(tensors) > 2 else None, cast, shape, padded, dtype)

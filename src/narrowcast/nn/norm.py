@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from narrowcast import backend
 from narrowcast.nn.change import Change
+from narrowcast.nn.saved import again, form_of, tensors_of, tied
 from narrowcast.quantize import Cast, QTensor
 
 
@@ -17,18 +18,19 @@ class _SavedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, cast: Cast, name: str) -> Tensor:
         q = backend.quantize(x.reshape(-1, x.shape[-1]), cast, backend=name)
-        ctx.save_for_backward(q.codes, q.scales, weight)
-        ctx.form, ctx.eps = (q.cast, q.shape, q.padded, q.dtype), eps
         wide = q.dequantize().float()
-        normed = wide * _inverse(wide, eps)
-        return (normed.to(x.dtype) * weight).view(x.shape)
+        inverse = _inverse(wide, eps)
+        ctx.save_for_backward(weight, inverse, *tensors_of(q))
+        ctx.form = form_of(q)
+        return ((wide * inverse).to(x.dtype) * weight).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        codes, scales, weight = ctx.saved_tensors
-        wide = QTensor(codes, scales, None, *ctx.form).dequantize().float()
-        inverse = _inverse(wide, ctx.eps)
-        normed, flat = wide * inverse, g.reshape(wide.shape).float()
+        weight, inverse, *tensors = ctx.saved_tensors
+        q = again(tensors, ctx.form)
+        assert isinstance(q, QTensor)
+        normed = tied(q, g).dequantize().float() * inverse
+        flat = g.reshape(normed.shape).float()
         d_weight = (flat * normed).sum(0).to(weight.dtype)
         inner = flat * weight.float()
         dx = inverse * (inner - normed * (inner * normed).mean(-1, keepdim=True))

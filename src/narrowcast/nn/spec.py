@@ -17,13 +17,22 @@ class LinearSpec:
 
     ``fwd: y = x w^T`` (along in), ``dgrad: dx = g w`` (along out), ``wgrad: dw = g^T x`` (along tokens).
     Each operand is cast from its wide source, or reuses the first cast of the same tensor (`Reuse`).
+
+    Attributes:
+        remade: tensors whose codes the backward pass makes again from the wide one instead of keeping them: ``("w",)``,
+            for a weight lives anyway. Costs one more reading of it; changes no bit.
     """
 
     fwd: Gemm
     dgrad: Gemm
     wgrad: Gemm
+    remade: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.remade not in ((), ("w",)):
+            raise InputError(f"remade {self.remade}: only the weight lives until the backward pass; expected ('w',)")
+        if self.remade and self.cast("fwd.w").scale.delayed is not None:
+            raise InputError("operand fwd.w is scaled by a history, which may have moved on; its codes must be kept")
         for label in ("fwd.x", "fwd.w", "dgrad.g"):
             if isinstance(self.operand(label), Reuse):
                 raise InputError(f"operand {label} cannot reuse a cast: it is the first of its tensor")
@@ -78,8 +87,11 @@ class LinearSpec:
     def saved_bits(self, tensor: str, shape: tuple[int, ...]) -> float:
         """Return bits per element kept for backward of ``tensor`` ("x" or "w") of ``shape``, as hardware would.
 
-        Codes where the backward pass reuses them; else the wide source, counted as bfloat16. Float32 stays 32.
+        Codes where the backward pass reuses them; else the wide source, counted as bfloat16. Float32 stays 32. Nothing
+        where it is remade from what lives anyway.
         """
+        if tensor in self.remade:
+            return 0.0
         label, first = ("wgrad.x", "fwd.x") if tensor == "x" else ("dgrad.w", "fwd.w")
         cast = self.cast(first)
         if isinstance(self.operand(label), Reuse):

@@ -10,6 +10,7 @@ from narrowcast.passes.fused import (
     swiglu_backward_both,
     swiglu_both,
 )
+from narrowcast.passes.later import later
 from narrowcast.passes.wide import (
     add_rms_norm,
     gelu,
@@ -31,6 +32,7 @@ __all__ = [
     "gelu_backward",
     "gelu_backward_both",
     "gelu_both",
+    "later",
     "quantize_both",
     "rms_norm",
     "rms_norm_backward",

@@ -25,6 +25,7 @@ class How(TypedDict, total=False):
     across_stream: Stream | None
     history: Tensor | None
     what: str
+    after: Tensor | None
 
 
 def quantize_both(
@@ -36,6 +37,7 @@ def quantize_both(
     across_stream: Stream | None = None,
     history: Tensor | None = None,
     what: str = "tensor",
+    after: Tensor | None = None,
 ) -> Two:
     """Return ``x`` by ``cast``, tiles along its last axis, and its transpose by ``across``, tiles along its rows.
 
@@ -48,6 +50,8 @@ def quantize_both(
         stream, across_stream: of random bits, where the casts draw any.
         history: of a delayed scale (`Delayed.new`), updated in place.
         what: name for error messages.
+        after: what must be there first: of use to kernels in compiled code (`passes.later`), where a scale's maximum
+            comes first.
 
     Returns:
         Two `QTensor`; the second has axis 0.

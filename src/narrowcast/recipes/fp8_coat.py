@@ -1,7 +1,8 @@
 """COAT: FP8 gemms with current tensor scales, and activations kept for the backward pass in FP8 throughout.
 
-Linear layers keep codes by nature; inputs of norms and gated units are cast in groups of 16 under bfloat16 scales. The
-optimizer with expanded FP8 moments is a choice of its own.
+Linear layers keep codes by nature; inputs of norms and gated units are cast in groups of 16 under bfloat16 scales. Codes
+that follow from what lives anyway are not kept but made again: of weights, and of the gated product (the paper keeps
+the latter). The optimizer with expanded FP8 moments is a choice of its own.
 """
 
 from narrowcast.formats import format
@@ -22,7 +23,10 @@ RECIPE = Recipe(
     summary="E4M3 forward, E5M2 gradients, tensor scales; activations saved in FP8",
     paper="Xi et al. 2025, COAT: Compressing Optimizer states and Activations for FP8 Training",
     linear=LinearSpec(
-        fwd=Gemm(FORWARD, FORWARD, out=OUT), dgrad=Gemm(GRADIENT, REUSE, out=OUT), wgrad=Gemm(REUSE, REUSE)
+        fwd=Gemm(FORWARD, FORWARD, out=OUT),
+        dgrad=Gemm(GRADIENT, REUSE, out=OUT),
+        wgrad=Gemm(REUSE, REUSE),
+        remade=("w",),
     ),
-    changes=(Gated(saved=GROUPS), Norms(saved=GROUPS)),
+    changes=(Gated(saved=GROUPS, remade=True), Norms(saved=GROUPS)),
 )

@@ -1,0 +1,48 @@
+"""What is kept for the backward pass: tensors on one side, everything else on the other.
+
+What the backward pass makes again from codes it makes from `tied` ones, lest a compiler keeps the result instead.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from narrowcast.passes import later
+from narrowcast.quantize import Cast, QTensor
+
+Kept = QTensor | Tensor  # an operand as a native gemm takes it, or decoded
+Form = tuple[Cast, tuple[int, ...], tuple[int, ...], torch.dtype, int] | None
+_SHORT = 16  # bits of a scale that a 16-bit integer keeps; in hand it is an int32
+
+
+def tensors_of(x: Kept) -> list[Tensor]:
+    """Return the tensors of ``x``: itself, or codes, scales (of 16 bits in 16) and the tensor's scale."""
+    if not isinstance(x, QTensor):
+        return [x]
+    scales = x.scales.to(torch.int16) if _short(x.cast, x.scales) else x.scales
+    return [x.codes, scales, *([] if x.tensor_scale is None else [x.tensor_scale])]
+
+
+def form_of(x: Kept) -> Form:
+    """Return the rest of ``x``, which is no tensor."""
+    return (x.cast, x.shape, x.padded, x.dtype, x.axis) if isinstance(x, QTensor) else None
+
+
+def again(tensors: list[Tensor], form: Form) -> Kept:
+    """Return what `tensors_of` and `form_of` took apart."""
+    if form is None:
+        return tensors[0]
+    cast, shape, padded, dtype, axis = form
+    codes, scales, *rest = tensors
+    scales = scales.int() & 0xFFFF if scales.dtype == torch.int16 else scales
+    return QTensor(codes, scales, rest[0] if rest else None, cast, shape, padded, dtype, None, axis)
+
+
+def tied(q: QTensor, gradient: Tensor) -> QTensor:
+    """Return ``q``, in compiled code not to be decoded before ``gradient`` is there (`passes.later`)."""
+    return replace(q, codes=later(q.codes, gradient), scales=later(q.scales, gradient))
+
+
+def _short(cast: Cast, scales: Tensor) -> bool:
+    return scales.dtype == torch.int32 and cast.scale.bits == _SHORT
