@@ -16,7 +16,7 @@ from narrowcast.errors import InputError
 from narrowcast.formats import Stream
 from narrowcast.formats.lookup import constant
 from narrowcast.kernels import both_ops as both_ops  # registers the operators
-from narrowcast.kernels.native import _counter
+from narrowcast.kernels.native import _counter, largest
 from narrowcast.kernels.produce import Producer
 from narrowcast.kernels.quantize import tiles_shape
 from narrowcast.kernels.sides import Shape, reason, same_codes, tile_kind, turned
@@ -232,22 +232,12 @@ def _maxima(sources: Sources, cast: Cast, across: Cast | None) -> tuple[Tensor |
         return None, None
     whole = rows = columns = None
     if "tensor" in kinds:
-        fused = torch.compiler.is_compiling() and sources[-1] == "plain"
-        whole = _largest(sources[0]) if fused else torch.ops.narrowcast.both_amax(*sources)
+        x, fused = sources[0], torch.compiler.is_compiling() and sources[-1] == "plain"
+        whole = largest(x) if x is not None and fused else torch.ops.narrowcast.both_amax(*sources)
     if "line" in kinds:
         rows, columns = torch.ops.narrowcast.row_and_column_amax(*sources)
     first = {"tensor": whole, "line": rows}.get(kinds[0])
     return first, {"tensor": whole, "line": columns}.get(kinds[1]) if len(kinds) > 1 else None
-
-
-def _largest(x: Tensor | None) -> Tensor:
-    """Return the largest magnitude of a matrix, float32 ``[1]``, in operations that the compiler joins to others.
-
-    First of each row, in the dtype of ``x``: that joins what made the row, a norm or a gate, and saves the reading.
-    What the compiler keeps wider on the way is rounded where it is stored, which commutes with a maximum.
-    """
-    assert x is not None
-    return x.abs().amax(dim=-1).amax().float().view(1)
 
 
 def _pair(
