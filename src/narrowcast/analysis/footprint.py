@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from narrowcast.analysis.roofline import Layer
 from narrowcast.metrics import next_token_loss
 from narrowcast.nn import OPERANDS, Linear
-from narrowcast.nn.gated import GatedUnit
 from narrowcast.ops import Reuse
 from narrowcast.optim import state_bytes
 
@@ -94,7 +93,7 @@ def activation_bytes(model: nn.Module, tokens: Tensor, wide: int) -> int:
     each storage once, parameters, buffers and tokens left out, at ``wide`` bits per floating-point element. What a
     narrow layer keeps counts as its spec says (`LinearSpec.saved_bits`): its wide input, or codes and scales where
     the backward pass reuses them (once for all layers that cast the same input the same way), and reused weight codes;
-    nothing of what the backward pass makes again (`LinearSpec.remade`, `GatedUnit.remade`).
+    nothing of what the backward pass makes again (`LinearSpec.remade`).
     """
     kept: dict[object, tuple[Tensor, float]] = {}  # the tensors are held, so that no storage address comes twice
     own = {_address(t) for t in (*model.parameters(), *model.buffers(), tokens)}
@@ -115,8 +114,7 @@ def activation_bytes(model: nn.Module, tokens: Tensor, wide: int) -> int:
         x, w, spec = args[0].detach(), layer.weight, layer.spec
         bits = spec.saved_bits("x", (x.numel() // layer.in_features, layer.in_features)) * x.numel()
         reused = isinstance(spec.operand("wgrad.x"), Reuse)
-        if layer not in remade:
-            keep((_address(x), spec.cast("fwd.x")) if reused else _address(x), x, bits)
+        keep((_address(x), spec.cast("fwd.x")) if reused else _address(x), x, bits)
         if isinstance(spec.operand("dgrad.w"), Reuse):
             keep(layer, w, spec.saved_bits("w", tuple(w.shape)) * w.numel())
 
@@ -124,7 +122,6 @@ def activation_bytes(model: nn.Module, tokens: Tensor, wide: int) -> int:
         inside.pop()
 
     linears = [m for m in model.modules() if isinstance(m, Linear)]
-    remade = {m.down_proj for m in model.modules() if isinstance(m, GatedUnit) and m.remade}
     handles = [m.register_forward_pre_hook(enter) for m in linears]
     handles += [m.register_forward_hook(leave) for m in linears]
     try:

@@ -6,8 +6,7 @@ Each token's ``up`` is divided by its own largest magnitude before the product i
 is multiplied back. Here the divisor is rounded up to a power of two: then nothing changes but what the cast sees.
 
 *Saved in FP8* (Xi et al. 2025, COAT, section 5): both inputs are cast in groups along the hidden axis; the product is
-computed from what they decode to, and only their codes are kept for the backward pass. Since the product is a function
-of those codes, its own codes need not be kept: *remade*, they are made again in the backward pass, the same bits.
+computed from what they decode to, and only their codes are kept for the backward pass.
 """
 
 from dataclasses import dataclass
@@ -19,10 +18,8 @@ from torch import Tensor, nn
 
 from narrowcast import backend
 from narrowcast.errors import InputError
-from narrowcast.nn import native
 from narrowcast.nn.change import Change
 from narrowcast.nn.context import in_dtype
-from narrowcast.nn.linear import Linear
 from narrowcast.nn.saved import again, form_of, tensors_of, tied
 from narrowcast.quantize import Cast, QTensor
 
@@ -80,41 +77,9 @@ class _SavedProduct(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, smooth = ctx.saved_tensors
         half = len(tensors) // 2
-        codes = [_coded(again(ts, f), g) for ts, f in zip((tensors[:half], tensors[half:]), ctx.forms, strict=True)]
+        parts = zip((tensors[:half], tensors[half:]), ctx.forms, strict=True)
+        codes = [tied(q, g) for q in (again(*part) for part in parts) if isinstance(q, QTensor)]
         return *ctx.saved.gradients(g, codes, smooth), None, None
-
-
-class _RemadeProduct(torch.autograd.Function):
-    """`_SavedProduct` and the layer ``down`` behind it, whose codes of the product are made again when needed."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, gate: Tensor, up: Tensor, smooth: Tensor | None, w: Tensor, saved: Saved, down: Linear
-    ) -> Tensor:
-        codes = saved.codes(gate, up)
-        product = saved.product(codes, smooth)
-        context, spec, how = down.context, down.spec, down.plans
-        y, _, kept_w = native.forward(context, spec, how, product, w, saved.dtype, ("x", *spec.remade))
-        others = [] if smooth is None else [smooth]
-        native.keep(ctx, context, spec, how, (product.dtype, w.dtype), kept_w, *codes, *others)
-        ctx.saved = saved
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        context, (w, *operands) = native.kept(ctx)
-        codes = [_coded(q, g) for q in operands[:2]]
-        smooth = operands[2] if len(operands) > 2 else None
-        assert not isinstance(smooth, QTensor)
-        x = context.narrow_both(ctx.spec, "fwd.x", "wgrad.x", ctx.saved.product(codes, smooth))[1]
-        dz, dw = native.backward(context, ctx, g, x, w, (True, ctx.needs_input_grad[3]))
-        assert dz is not None
-        return *ctx.saved.gradients(dz, codes, smooth), None, dw, None, None
-
-
-def _coded(q: native.Kept, g: Tensor) -> QTensor:
-    assert isinstance(q, QTensor)
-    return tied(q, g)
 
 
 class GatedUnit(nn.Module):
@@ -123,14 +88,13 @@ class GatedUnit(nn.Module):
     Attributes:
         smooth: whether each token's ``up`` is divided by a power of two before ``down``, and the output multiplied.
         saved: how both branches are cast and kept, or None to keep them wide.
-        remade: whether the product's codes are made again in the backward pass, where ``down`` runs natively.
         backend: of those casts.
     """
 
-    def __init__(self, source: nn.Module, smooth: bool, saved: Cast | None, remade: bool, name: str) -> None:
+    def __init__(self, source: nn.Module, smooth: bool, saved: Cast | None, name: str) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = (getattr(source, part) for part in _PARTS)
-        self.smooth, self.saved, self.remade, self.backend = smooth, saved, remade, name
+        self.smooth, self.saved, self.backend = smooth, saved, name
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the unit's output for ``x`` ``[..., width]``."""
@@ -143,27 +107,15 @@ class GatedUnit(nn.Module):
         return y if s is None else (y * s).to(y.dtype)
 
     def _saved(self, gate: Tensor, up: Tensor, s: Tensor | None, cast: Cast) -> Tensor:
-        saved, down = Saved(cast, self.backend, gate.dtype), self.down_proj
+        saved = Saved(cast, self.backend, gate.dtype)
         flat = [None if t is None else t.reshape(-1, t.shape[-1]) for t in (gate, up, s)]
-        if self.remade and remakes(down) and torch.is_grad_enabled():
-            y: Tensor = _RemadeProduct.apply(*flat, down.weight, saved, down)  # type: ignore[no-untyped-call]
-            y = y.view(*gate.shape[:-1], -1)
-            return y if down.bias is None else (y + down.bias).to(y.dtype)
         product: Tensor = _SavedProduct.apply(*flat, saved)  # type: ignore[no-untyped-call]
-        y = down(product.view(gate.shape))
+        y: Tensor = self.down_proj(product.view(gate.shape))
         return y
 
     def extra_repr(self) -> str:
         """Say what it does besides the product."""
-        return f"smooth={self.smooth}, saved={self.saved}, remade={self.remade}"
-
-
-def remakes(down: nn.Module) -> bool:
-    """Return whether the codes of a layer's input can be made again: all gemms native, no scale from a history."""
-    if not isinstance(down, Linear) or down.missing:
-        return False
-    plans = (down.plans.fwd, down.plans.dgrad, down.plans.wgrad)
-    return None not in plans and down.history is None
+        return f"smooth={self.smooth}, saved={self.saved}"
 
 
 @dataclass(frozen=True)
@@ -172,11 +124,6 @@ class Gated(Change):
 
     smooth: bool = False
     saved: Cast | None = None
-    remade: bool = False
-
-    def __post_init__(self) -> None:
-        if self.remade and self.saved is None:
-            raise InputError("the gated product is remade from saved codes: name the cast that they are saved by")
 
     def swap(self, name: str, module: nn.Module, backend: str) -> nn.Module | None:
         """See `Change.swap`."""
@@ -187,7 +134,7 @@ class Gated(Change):
         down = module.down_proj
         if self.smooth and isinstance(down, nn.Linear) and down.bias is not None:
             raise InputError(f"module {name!r}: Smooth-SwiGLU would multiply the bias of down_proj; drop the bias")
-        return GatedUnit(module, self.smooth, self.saved, self.remade, backend).train(module.training)
+        return GatedUnit(module, self.smooth, self.saved, backend).train(module.training)
 
     @property
     def wants(self) -> str:
@@ -196,5 +143,4 @@ class Gated(Change):
 
     def __str__(self) -> str:
         smooth = "Smooth-SwiGLU" if self.smooth else "SwiGLU"
-        kept = ", the product remade" if self.remade else ""
-        return f"{smooth}, its inputs kept as {self.saved}{kept}" if self.saved else smooth
+        return f"{smooth}, its inputs kept as {self.saved}" if self.saved else smooth

@@ -23,6 +23,7 @@ from narrowcast.nn.context import Context, in_dtype
 from narrowcast.nn.saved import Kept, again, form_of, tensors_of
 from narrowcast.nn.spec import LinearSpec
 from narrowcast.ops import Reuse, matmul
+from narrowcast.passes import later
 from narrowcast.quantize import QTensor
 from narrowcast.scaling import advance
 
@@ -90,77 +91,57 @@ class NativeLinear(torch.autograd.Function):
     def forward(  # noqa: D102 - autograd's own
         ctx: Any, x: Tensor, w: Tensor, context: Context, spec: LinearSpec, how: Plans, out: torch.dtype, train: bool
     ) -> Tensor:
-        y, kept_x, kept_w = forward(context, spec, how, x, w, out, spec.remade if train else None)
+        y, kept_x, kept_w = _forward(context, spec, how, x, w, out, train)
         if train:
-            keep(ctx, context, spec, how, (x.dtype, w.dtype), kept_x, kept_w)
+            step = context.step.clone() if context.step is not None else None
+            tensors_x, tensors_w = tensors_of(kept_x), tensors_of(kept_w)
+            ctx.save_for_backward(*tensors_x, *tensors_w, *([step] if step is not None else []))
+            ctx.split, ctx.forms = len(tensors_x), (form_of(kept_x), form_of(kept_w))
+            ctx.context, ctx.spec, ctx.how, ctx.types = context, spec, how, (x.dtype, w.dtype)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102 - autograd's own
-        context, (x, w) = kept(ctx)
-        dx, dw = backward(context, ctx, g, x, w, (ctx.needs_input_grad[0], ctx.needs_input_grad[1]))
+        spec: LinearSpec = ctx.spec
+        live: Context = ctx.context
+        saved = list(ctx.saved_tensors)
+        step = saved.pop() if live.step is not None else None
+        context = replace(live, step=step)
+        x, w = again(saved[: ctx.split], ctx.forms[0]), again(saved[ctx.split :], ctx.forms[1])
+        needs_x, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        along, across = _gradients(context, spec, ctx.how, g, needs_x, needs_w)
+        dw = _wgrad(context, spec, ctx.how, g, along, across, x, ctx.types[1]) if needs_w else None
+        if dw is not None and isinstance(along, QTensor) and not isinstance(x, QTensor):
+            along = replace(along, scales=later(along.scales, dw))  # first dw, with which x ends
+        dx = _dgrad(context, spec, ctx.how, along, w, ctx.types[0]) if needs_x else None
+        if live.step is not None:
+            live.step.add_(1)
+        if live.history is not None:
+            advance(live.history)
         return dx, dw, None, None, None, None, None
 
 
-def keep(
-    ctx: Any, context: Context, spec: LinearSpec, how: Plans, types: tuple[torch.dtype, torch.dtype], *operands: Kept
-) -> None:
-    """Save for the backward pass what `kept` gives back there."""
-    step = context.step.clone() if context.step is not None else None
-    tensors = [tensors_of(operand) for operand in operands]
-    ctx.save_for_backward(*(t for each in tensors for t in each), *([step] if step is not None else []))
-    ctx.lengths, ctx.forms = [len(each) for each in tensors], [form_of(operand) for operand in operands]
-    ctx.context, ctx.spec, ctx.how, ctx.types = context, spec, how, types
-
-
-def kept(ctx: Any) -> tuple[Context, list[Kept]]:
-    """Return the layer's context as it was in the forward pass, and the operands."""
-    tensors, context = list(ctx.saved_tensors), ctx.context
-    if context.step is not None:
-        context = replace(context, step=tensors.pop())
-    found = []
-    for length, form in zip(ctx.lengths, ctx.forms, strict=True):
-        found.append(again(tensors[:length], form))
-        tensors = tensors[length:]
-    return context, found
-
-
-def backward(
-    context: Context, ctx: Any, g: Tensor, x: Kept, w: Kept, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of x and w where they are needed; random bits and histories move on."""
-    spec, how, live = ctx.spec, ctx.how, ctx.context
-    along, across = _gradients(context, spec, how, g, *needs)
-    dw = _wgrad(context, spec, how, g, along, across, x, ctx.types[1]) if needs[1] else None  # first: x ends here
-    dx = _dgrad(context, spec, how, along, w, ctx.types[0]) if needs[0] else None
-    if live.step is not None:
-        live.step.add_(1)
-    if live.history is not None:
-        advance(live.history)
-    return dx, dw
-
-
-def forward(
+def _forward(
     context: Context,
     spec: LinearSpec,
     how: Plans,
     x: Tensor,
     w: Tensor,
     dtype: torch.dtype,
-    remade: tuple[str, ...] | None,
+    train: bool,
 ) -> tuple[Tensor, Kept, Kept]:
-    """Return the layer's product, and what the backward pass needs of x and w; ``remade`` None: nothing."""
+    """Return the layer's product, and what the backward pass needs of x and w."""
     if how.fwd is None:
-        return _emulated(context, spec, how, x, w, dtype, remade is not None)
+        return _emulated(context, spec, how, x, w, dtype, train)
     operands, found = [], []
     for wide, first, second, after in ((x, "fwd.x", "wgrad.x", how.wgrad), (w, "fwd.w", "dgrad.w", how.dgrad)):
         needed: Kept
-        if remade is not None and after and _now(spec, second) and first[-1] not in remade:
+        remade = first[-1] in spec.remade and (first[-1] == "w" or torch.compiler.is_compiling())
+        if train and after and _now(spec, second) and not remade:
             q, needed = context.narrow_both(spec, first, second, wide)
         else:
             q = context.narrow(spec, first, wide)
-            by_codes = isinstance(spec.operand(second), Reuse) and not (after and first[-1] in (remade or ()))
-            needed = q if by_codes else wide
+            needed = q if isinstance(spec.operand(second), Reuse) and not (remade and after) else wide
         operands.append(q)
         found.append(needed)
     y = _product(operands[0], operands[1], spec, "fwd", how.fwd, context.alpha, dtype)
@@ -241,7 +222,12 @@ def _wgrad(
         wide = _decoded(x).mT
         return matmul(a, context.operand(spec, "wgrad.x", wide, wide)[1], spec.wgrad, context.alpha).to(dtype)
     gq = across if across is not None else context.narrow(spec, "wgrad.g", g.mT)
-    xq = x if isinstance(x, QTensor) else context.narrow(spec, "wgrad.x", x.mT)
+    if isinstance(x, QTensor):
+        xq = x
+    elif "x" in spec.remade:
+        xq = context.narrow_both(spec, "fwd.x", "wgrad.x", later(x, g))[1]
+    else:
+        xq = context.narrow(spec, "wgrad.x", x.mT)
     return _product(gq, xq, spec, "wgrad", how.wgrad, context.alpha, dtype)
 
 

@@ -19,8 +19,10 @@ class LinearSpec:
     Each operand is cast from its wide source, or reuses the first cast of the same tensor (`Reuse`).
 
     Attributes:
-        remade: tensors whose codes the backward pass makes again from the wide one instead of keeping them: ``("w",)``,
-            for a weight lives anyway. Costs one more reading of it; changes no bit.
+        remade: tensors whose codes the backward pass makes again instead of keeping them, the same bits. ``"w"``: from
+            the weight, which lives anyway, at the cost of one more reading. ``"x"``: from the wide input, which
+            compiled code makes again from whatever it keeps of it, where that takes elementwise steps only (a norm or a
+            gate whose own inputs are kept); elsewhere codes are kept, which are half as large.
     """
 
     fwd: Gemm
@@ -29,10 +31,13 @@ class LinearSpec:
     remade: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.remade not in ((), ("w",)):
-            raise InputError(f"remade {self.remade}: only the weight lives until the backward pass; expected ('w',)")
-        if self.remade and self.cast("fwd.w").scale.delayed is not None:
-            raise InputError("operand fwd.w is scaled by a history, which may have moved on; its codes must be kept")
+        for tensor in self.remade:
+            if tensor not in ("w", "x"):
+                raise InputError(f"remade {tensor!r}: expected 'w', 'x' or both")
+            if self.cast(f"fwd.{tensor}").scale.delayed is not None:
+                raise InputError(
+                    f"operand fwd.{tensor} is scaled by a history, which may have moved on: keep its codes"
+                )
         for label in ("fwd.x", "fwd.w", "dgrad.g"):
             if isinstance(self.operand(label), Reuse):
                 raise InputError(f"operand {label} cannot reuse a cast: it is the first of its tensor")

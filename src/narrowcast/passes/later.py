@@ -1,8 +1,8 @@
 """Work of the backward pass that a compiler must leave there.
 
 It sees both passes as one graph. What the backward pass makes again from what is kept, it finds to be what the forward
-pass made already, and keeps that instead, wide as it may be. `later` ties such work to the gradient: it can be done only
-when that is there. The tie is an exclusive or with a zero that nobody can see through; the compiler joins it to what
+pass made already, and keeps that instead, wide as it may be. `later` ties such work to the gradient: it cannot be done
+before that is there. The tie is an exclusive or with a zero that nobody can see through; the compiler joins it to what
 follows, so nothing is copied.
 """
 

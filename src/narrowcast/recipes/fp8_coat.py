@@ -1,13 +1,14 @@
 """COAT: FP8 gemms with current tensor scales, and activations kept for the backward pass in FP8 throughout.
 
-Linear layers keep codes by nature; inputs of norms and gated units are cast in groups of 16 under bfloat16 scales. Codes
-that follow from what lives anyway are not kept but made again: of weights, and of the gated product (the paper keeps
-the latter). The optimizer with expanded FP8 moments is a choice of its own.
+Linear layers keep codes by nature; inputs of norms and gated units are cast in groups of 16 under bfloat16 scales. What
+follows from that is not kept but made again: codes of weights and, in compiled code, of normed inputs and of gated
+products (the paper keeps the latter two). The optimizer with expanded FP8 moments is a choice of its own.
 """
 
 from narrowcast.formats import format
 from narrowcast.nn.gated import Gated
 from narrowcast.nn.norm import Norms
+from narrowcast.nn.remade import Remade
 from narrowcast.nn.spec import LinearSpec
 from narrowcast.ops import REUSE, Gemm
 from narrowcast.quantize import cast
@@ -28,5 +29,5 @@ RECIPE = Recipe(
         wgrad=Gemm(REUSE, REUSE),
         remade=("w",),
     ),
-    changes=(Gated(saved=GROUPS, remade=True), Norms(saved=GROUPS)),
+    changes=(Gated(saved=GROUPS), Norms(saved=GROUPS), Remade()),
 )
