@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import narrowcast as nc
+from narrowcast.analysis.kept import kept
 from narrowcast.nn import Linear
 from narrowcast.nn.remade import Remade
 
@@ -155,6 +156,12 @@ def test_activations_are_kept_in_fp8_and_weights_as_they_are():
     groups = 64 * (32 + 48 + 48) * (8 + 1) // 8  # codes of the norm's input, of gate and of up; 16 share a scale of 16
     inputs = 64 * (32 + 32 + 48) + 3 * 4  # of the three layers, codes and a scale
     assert sum(n for p, n in sizes.items() if p not in own) == groups + inputs + 4 * 64  # and 1 / rms
+
+
+def test_compiled_code_keeps_no_wide_activation():
+    rows = kept(Stack("fp8-coat", "native"), torch.randn(64, 32, device=DEVICE, dtype=torch.bfloat16))
+    groups = sorted(row for row in ((r.dtype, r.bytes) for r in rows) if row[1] > 4 * 64)  # not 1 / rms, not one scale
+    assert groups == [("int16", 2 * 64 * 48 // 16 * 2), ("uint8", 64 * 32), ("uint8", 2 * 64 * 48)]
 
 
 def test_compiled_whole_remakes_the_same_bits():
