@@ -225,6 +225,7 @@ def narrow_both(
     history: Tensor | None = None,
     what: str = "tensor",
     after: Tensor | None = None,
+    like: Tensor | None = None,
 ) -> tuple[QTensor, QTensor] | None:
     """Return codes of a matrix by ``first`` and of its transpose by ``second`` (None: the same codes turned).
 
@@ -236,7 +237,8 @@ def narrow_both(
         return None  # eight draws are made at once
     from narrowcast.kernels.passes import quantize_both as both  # by name: compiled code follows no import_module
 
-    how: How = {"stream": streams[0], "across_stream": streams[1], "history": history, "what": what, "after": after}
+    how: How = {"stream": streams[0], "across_stream": streams[1], "history": history, "what": what}
+    how |= {"after": after, "like": like}
     one, two = both(x, first, second, **how)
     return one, replace(two, axis=-1)
 

@@ -37,10 +37,13 @@ def quantize_both(
     history: Tensor | None = None,
     what: str = "tensor",
     after: Tensor | None = None,
+    like: Tensor | None = None,
 ) -> Two:
     """Return both orientations of ``x``: `passes.quantize_both` in one pass, or two where maxima come first."""
     matrix = x.reshape(-1, x.shape[-1])
-    how: How = {"stream": stream, "across_stream": across_stream, "history": history, "what": what, "after": after}
+    like = None if like is None else like.reshape(matrix.shape)
+    how: How = {"stream": stream, "across_stream": across_stream, "history": history, "what": what}
+    how |= {"after": after, "like": like}
     if matrix.numel() == 0:
         return plain.quantize_both(x, cast, across, **how)
     return _run(Producer(), (matrix,), None, None, cast, across, how)
@@ -184,7 +187,8 @@ def _run(
             raise InputError(f"cast {cast} scales by a history: pass history=Delayed.new()")
         found = torch.ops.narrowcast.both_delayed(*sources, spelled[0], history, *bits)
     else:
-        first, second = _maxima(sources, cast, across)
+        like = how.get("like")
+        first, second = _maxima(sources if like is None else (_rows(like), *sources[1:]), cast, across)
         maxima = later(first, how.get("after")), later(second, how.get("after"))
         found = torch.ops.narrowcast.both(*sources, *spelled, *maxima, *bits, *_counter(across_stream, x.device))
     return _pair(found, cast, across, shape, sizes, x.dtype, stream, across_stream)

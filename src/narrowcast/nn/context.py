@@ -59,12 +59,18 @@ class Context:
         return replace(made, shape=tuple(wide.shape))  # what was padded before the cast is cut with the rest
 
     def narrow_both(
-        self, spec: LinearSpec, first: str, second: str, wide: Tensor, after: Tensor | None = None
+        self,
+        spec: LinearSpec,
+        first: str,
+        second: str,
+        wide: Tensor,
+        after: Tensor | None = None,
+        like: Tensor | None = None,
     ) -> tuple[QTensor, QTensor]:
         """Return operand ``first``, cast from ``wide``, and operand ``second``, of its transpose: cast, or reused.
 
-        In one pass where a kernel makes both at once: where nothing is padded, rotated or remembered twice. Not before
-        ``after`` is there (`How`).
+        In one pass where a kernel makes both at once: where nothing is padded, rotated or remembered twice. ``after``,
+        ``like``: see `How`.
         """
         cast, other = spec.operand(first), spec.operand(second)
         assert isinstance(cast, Cast)
@@ -73,13 +79,13 @@ class Context:
         plain = gemms[position].transform is None and gemms[across].transform is None
         if plain and not isinstance(other, Cast):
             source, stream, history, what = self.ready(gemms[position], first, cast, wide, position)
-            made = backend.narrow_both(source, cast, None, (stream, None), history, what, after)
+            made = backend.narrow_both(source, cast, None, (stream, None), history, what, after, like)
         elif plain and isinstance(other, Cast) and cast.scale.delayed is None and other.scale.delayed is None:
             source, stream, _, what = self.ready(gemms[position], first, cast, wide, position)
             turned, other_stream, _, _ = self.ready(gemms[across], second, other, wide.mT, across)
             whole = source.shape == turned.shape[::-1] == wide.shape
             streams = (stream, other_stream)
-            made = backend.narrow_both(wide, cast, other, streams, None, what, after) if whole else None
+            made = backend.narrow_both(wide, cast, other, streams, None, what, after, like) if whole else None
         else:
             made = None
         if made is None:

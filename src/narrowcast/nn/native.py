@@ -225,7 +225,7 @@ def _wgrad(
     if isinstance(x, QTensor):
         xq = x
     elif "x" in spec.remade:
-        xq = context.narrow_both(spec, "fwd.x", "wgrad.x", later(x, g))[1]
+        xq = context.narrow_both(spec, "fwd.x", "wgrad.x", later(x, g), like=x)[1]
     else:
         xq = context.narrow(spec, "wgrad.x", x.mT)
     return _product(gq, xq, spec, "wgrad", how.wgrad, context.alpha, dtype)

@@ -26,6 +26,7 @@ class How(TypedDict, total=False):
     history: Tensor | None
     what: str
     after: Tensor | None
+    like: Tensor | None
 
 
 def quantize_both(
@@ -38,6 +39,7 @@ def quantize_both(
     history: Tensor | None = None,
     what: str = "tensor",
     after: Tensor | None = None,
+    like: Tensor | None = None,
 ) -> Two:
     """Return ``x`` by ``cast``, tiles along its last axis, and its transpose by ``across``, tiles along its rows.
 
@@ -50,8 +52,8 @@ def quantize_both(
         stream, across_stream: of random bits, where the casts draw any.
         history: of a delayed scale (`Delayed.new`), updated in place.
         what: name for error messages.
-        after: what must be there first: of use to kernels in compiled code (`passes.later`), where a scale's maximum
-            comes first.
+        after, like: of use to kernels in compiled code (`passes.later`), where maxima come first: what must be there
+            before codes are made of them; ``x`` itself, not tied to anything, whose maxima are known already.
 
     Returns:
         Two `QTensor`; the second has axis 0.
