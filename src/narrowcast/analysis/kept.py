@@ -36,8 +36,8 @@ def kept(run: Callable[..., Any], *inputs: Tensor) -> list[Row]:
     Tensors that share memory count once. Compiles with the partitioner of torch's default compiler, and runs the
     forward pass operation by operation: give it fake tensors for a large model.
     """
-    from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch._aot_autograd.utils import make_boxed_func
     from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch._inductor.decomposition import select_decomp_table
 

@@ -75,8 +75,8 @@ class Recipe:
         if self.linear is None:
             raise InputError(f"recipe {self.name} has no narrow gemms whose sums {name!r} could make")
         sums, was = accumulator(name), self.linear
-        gemms = (replace(gemm, accumulator=sums) for gemm in (was.fwd, was.dgrad, was.wgrad))
-        linear = replace(was, **dict(zip(("fwd", "dgrad", "wgrad"), gemms, strict=True)))
+        fwd, dgrad, wgrad = (replace(gemm, accumulator=sums) for gemm in (was.fwd, was.dgrad, was.wgrad))
+        linear = replace(was, fwd=fwd, dgrad=dgrad, wgrad=wgrad)
         summary = f"{self.summary}; sums: {sums}"
         return replace(self, name=f"{self.name}@{name}", summary=summary, linear=linear)
 

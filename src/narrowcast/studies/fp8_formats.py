@@ -174,9 +174,8 @@ def _cast_directly(setting: Setting) -> list[DirectCast]:
 
 def _inference(name: str) -> Recipe:
     forward = Gemm(cast(f"{name}/tensor/fp32"), cast(f"{name}/row/fp32"))
-    return Recipe(
-        name, "weights per channel, inputs per tensor", "sheet 28", LinearSpec(forward, *[Gemm(WIDE, WIDE)] * 2)
-    )
+    wide = Gemm(WIDE, WIDE)
+    return Recipe(name, "weights per channel, inputs per tensor", "sheet 28", LinearSpec(forward, wide, wide))
 
 
 def _cast_checks(setting: Setting, found: list[DirectCast]) -> list[Check]:
