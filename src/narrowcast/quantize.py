@@ -310,9 +310,8 @@ class QTensor:
 
     def dequantize(self) -> Tensor:
         """Return the values, with the shape and dtype of the source."""
-        bits = self.cast.format.bits
-        codes = self.codes if bits == 8 else unpack(self.codes, bits, self.padded[-1] if self.padded else 1)
-        values = self.cast.format.decode(codes).view(self.padded)
+        bits, last = self.cast.format.bits, self.padded[-1] if self.padded else 1
+        values = self.cast.format.decode(self.codes if bits == 8 else unpack(self.codes, bits, last)).view(self.padded)
         blocks, _ = self.cast.tile.blocks(values)
         for factor in self.cast.scale.restore(self.scales, self.tensor_scale):
             self.cast.scale.numbers.leave(blocks, self.cast.scale.numbers.apart(factor))

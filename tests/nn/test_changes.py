@@ -118,7 +118,7 @@ def test_recipes_change_a_llama_and_keep_its_parameters(recipe):
     report = nc.convert(model, recipe)
     assert {n: p.shape for n, p in model.named_parameters()} == names
     places = [r.name for r in report.rows if r.became == "changed"]
-    expected = {"fp8-coat": 2 + 5, "fp8-smooth-swiglu": 2, "fp8-static": 0}  # two gated units, five norms
+    expected = {"fp8-coat": 2 + 5 + 2 * 6, "fp8-smooth-swiglu": 2, "fp8-static": 0}  # gated units, norms, layers
     assert len(places) == expected[recipe]
     after = model(input_ids=tokens).logits
     after.square().mean().backward()
