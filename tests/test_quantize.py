@@ -121,3 +121,5 @@ def test_a_cast_to_the_type_that_a_tensor_has_changes_no_bit(name):
     assert torch.equal(found, expected.int())
     x.zero_()
     assert q.codes.any()
+    column = torch.ones(1, 3, dtype=x.dtype).mT  # contiguous, though its last stride is 3
+    assert torch.equal(nc.cast(name).quantize(column).dequantize(), column)

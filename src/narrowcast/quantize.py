@@ -125,7 +125,10 @@ class Cast:
         if not (bare and isinstance(self.format, Minifloat) and self.format.torch_dtype == x.dtype):
             return None
         scales, shape = torch.ones((1,) * x.dim(), device=x.device), tuple(x.shape)
-        return QTensor(x.detach().contiguous().view(torch.uint8), scales, None, self, shape, shape, x.dtype)
+        codes = (
+            x.detach().reshape(-1).view(torch.uint8).view(*shape[:-1], -1)
+        )  # flat first: an axis of 1 has any stride
+        return QTensor(codes, scales, None, self, shape, shape, x.dtype)
 
     def settle(self, x: Tensor, ratio: Tensor | None = None, what: str = "tensor") -> "Settled":
         """Settle the scales for ``x`` ``[..., K]`` once, so that other values can be rounded under them.

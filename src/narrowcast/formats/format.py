@@ -140,9 +140,10 @@ class Format(ABC):
 def float32_of(x: Tensor) -> Tensor:
     """Return ``x`` as float32, ready to be rounded once more without rounding twice.
 
-    16-bit floats and float32 convert exactly. float64 is rounded *to odd* (the last bit remembers whether anything
-    was cut off), after which any rounding to 22 bits or fewer gives what it would have given from float64
-    (Boldo & Melquiond, "When double rounding is odd", 2005). Finite float64 values never become infinite.
+    16-bit floats and float32 convert exactly; but a GPU drops the sign of a float16 NaN, here and in kernels alike.
+    float64 is rounded *to odd* (the last bit remembers whether anything was cut off), after which any rounding to 22
+    bits or fewer gives what it would have given from float64 (Boldo & Melquiond, "When double rounding is odd", 2005).
+    Finite float64 values never become infinite.
     """
     if x.dtype == torch.float32:
         return x

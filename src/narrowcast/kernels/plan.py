@@ -6,7 +6,7 @@ another format run there too where every one of its values is a value of e4m3fn 
 significant bits, any element of at most 8 under powers of two. Tensor scales and constants multiply the sums instead.
 
 The library's FP8 sums, probed on an H100 (`bench/accumulator.py`): ``hopper-fp8`` with fast accumulation,
-``hopper-fp8/every128/fp32`` without. A recipe's ``fp32`` gets the second.
+``hopper-fp8/every128/fp32`` without. A recipe's ``fp32`` gets the second. Its 16-bit sums: ``hopper-fp16``.
 """
 
 from dataclasses import dataclass
@@ -52,8 +52,8 @@ class Plan:
 
     @property
     def accumulator(self) -> Accumulator:
-        """How the library sums, as probed; `FP32` where nothing narrower is known."""
-        return FP32 if self.units != "fp8" else HOPPER_FP8 if self.fast else PROMOTED
+        """How the library sums on a Hopper GPU, as probed."""
+        return HOPPER_FP16 if self.units != "fp8" else HOPPER_FP8 if self.fast else PROMOTED
 
 
 def plan(gemm: Gemm) -> Plan | str:

@@ -2,6 +2,6 @@
 
 from narrowcast.verify.checks import SHAPES, SMALL, Finding, verify
 from narrowcast.verify.inputs import INPUTS
-from narrowcast.verify.sums import bound, products
+from narrowcast.verify.sums import bound, product
 
-__all__ = ["INPUTS", "SHAPES", "SMALL", "Finding", "bound", "products", "verify"]
+__all__ = ["INPUTS", "SHAPES", "SMALL", "Finding", "bound", "product", "verify"]

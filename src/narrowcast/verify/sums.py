@@ -33,12 +33,16 @@ ORDERS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-def products(a: QTensor, b: QTensor, plan: Plan) -> list[Tensor]:
-    """Return what the accumulator's model gives, float32; two answers where either scale may multiply first."""
-    blocks = plan.tile_a in BLOCKS
-    if plan.tile_a == plan.tile_b and plan.tile_a in ("row", "1x128"):
-        return [in_order(a, b, plan, order, blocks) for order in ("total + (a s) t, fused", "total + (a t) s, fused")]
-    return [in_order(a, b, plan, "total + a (s t), fused", blocks)]
+#: the orders that the library has on an H100, by the tiles of both operands (`bench/accumulator.py`: all bits agree)
+KNOWN = {("row", "row"): "total + (a t) s, fused", ("1x128", "1x128"): "total + (a s) t, fused"}
+
+
+def product(a: QTensor, b: QTensor, plan: Plan) -> Tensor:
+    """Return what the accumulator's model gives, float32 ``[M, N]``."""
+    tiles = (plan.tile_a, plan.tile_b)
+    if "row" in tiles:  # a tensor's scale beside a row's is given to the library once a row
+        tiles = ("row", "row")
+    return in_order(a, b, plan, KNOWN.get(tiles, "total + a (s t), fused"), plan.tile_a in BLOCKS)
 
 
 def in_order(a: QTensor, b: QTensor, plan: Plan, order: str, each: bool) -> Tensor:
@@ -49,7 +53,7 @@ def in_order(a: QTensor, b: QTensor, plan: Plan, order: str, each: bool) -> Tens
     left, right = operands(a, b, plan)
     add, total = ORDERS[order], torch.zeros((), device=left.values.device)
     if plan.units != "fp8":
-        factor, sums = outer_scale(a, b), HOPPER_FP16.matmul(left, right)
+        factor, sums = outer_scale(a, b), plan.accumulator.matmul(left, right)
         return sums if factor is None else sums * factor
     assert left.scale is not None
     assert right.scale is not None
