@@ -2,17 +2,20 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from narrowcast import backend, verify
+from narrowcast.accumulate import HOPPER_FP16, Codes
 from narrowcast.cli import run
 from narrowcast.cli.common import console
-from narrowcast.kernels.plan import Plan
+from narrowcast.kernels.plan import BLOCKS, Plan
 from narrowcast.quantize import QTensor, cast
-from narrowcast.verify.sums import ORDERS, in_order, operands
+from narrowcast.verify.sums import KNOWN, ORDERS, in_order, operands
 
+RESULTS = Path(__file__).parent.parent / "bench" / "results"
 E4 = ("fp8", "e4m3fn", "e4m3fn")
 FAST, SPLIT = Plan(*E4, "tensor", "tensor", True), Plan(*E4, "row", "row")
 
@@ -154,3 +157,19 @@ def test_a_model_with_every_order_of_scales():
     for i, one in enumerate(found):
         assert (one - found[0]).abs().max() < 1e-4
         assert all(not torch.equal(one, other) for other in found[:i])
+
+
+def test_the_model_is_what_was_measured_on_an_h100():
+    """Every order of scales was tried in one run; 16-bit sums, where the library does not split K; a subnormal operand."""
+    found = json.loads((RESULTS / "accumulator-cuda.json").read_text())
+    assert "H100" in found["machine"]["gpu"]
+    for key, shares in found["scaled"].items():
+        tiles = tuple(side.split(",")[0].split("/")[1] for side in key.split(" x "))
+        place = "each 128" if tiles[0] in BLOCKS else "at the end"
+        assert shares[f"{KNOWN.get(tiles, 'total + a (s t), fused')}, {place}"] == 1, key
+        assert sum(share == 1 for share in shares.values()) == 1 or "K 128" in key
+    for table in found["16-bit"].values():
+        assert {size for size, shares in table.items() if shares["hopper-fp16"] < 1} == {"128x128x4096"}
+    for j, (what, rest) in zip(range(20, 37), found["subnormal float16"].items(), strict=False):
+        a, b = (Codes(torch.tensor([x]), None, 2.0**-14) for x in ([2.0**-24, 2.0**-12], [2.0**15, 2.0 ** (12 - j)]))
+        assert float(HOPPER_FP16.matmul(a, b)) - 2.0**-9 == rest, what
