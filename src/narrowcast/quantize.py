@@ -125,9 +125,7 @@ class Cast:
         if not (bare and isinstance(self.format, Minifloat) and self.format.torch_dtype == x.dtype):
             return None
         scales, shape = torch.ones((1,) * x.dim(), device=x.device), tuple(x.shape)
-        codes = (
-            x.detach().reshape(-1).view(torch.uint8).view(*shape[:-1], -1)
-        )  # flat first: an axis of 1 has any stride
+        codes = x.detach().reshape(-1).view(torch.uint8).view(*shape[:-1], -1)  # an axis of 1 may have any stride
         return QTensor(codes, scales, None, self, shape, shape, x.dtype)
 
     def settle(self, x: Tensor, ratio: Tensor | None = None, what: str = "tensor") -> "Settled":
@@ -396,8 +394,7 @@ def quantize(
         seed: for casts that draw random bits.
         by: `Cast.quantize`, the definition, or its kernel twin (`backend.quantize` chooses).
     """
-    stream = None if seed is None else Stream(seed)
     if x.dim() == 0:
         raise InputError("cannot quantize a 0-d tensor: it has no axis to tile; reshape it to [1]")
-    q = by(cast(spelling), x.movedim(axis, -1), stream)
+    q = by(cast(spelling), x.movedim(axis, -1), None if seed is None else Stream(seed))
     return q if axis in (-1, x.dim() - 1) else replace(q, axis=axis)
