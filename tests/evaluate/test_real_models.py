@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import narrowcast.cli as cli
+from narrowcast.errors import InputError
 from narrowcast.evaluate.sentences import compare_encoders, likeness
+from narrowcast.evaluate.tasks import _named
 from narrowcast.io import load_model
 from narrowcast.metrics import spearman
 from narrowcast.models.encoder import SentenceEncoder
@@ -139,6 +141,20 @@ def test_one_model_takes_neither_allow_nor_tasks_that_are_not_installed(capsys):
     if find_spec("lm_eval") is None:
         assert cli.run(["evaluate", str(data("lm-stories260K/hf")), "--tasks", "hellaswag"]) == 2
         assert "narrowcast[eval]" in capsys.readouterr().err
+
+
+def test_tasks_are_names_or_files(tmp_path):
+    (tmp_path / "mine.yaml").write_text("task: endings\ndoc_to_target: !function code.target\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    (tmp_path / "bad.yaml").write_text("a: [\n")
+    assert _named(["hellaswag", str(tmp_path / "mine.yaml")]) == (["hellaswag", "endings"], [str(tmp_path)])
+    for name, message in (
+        ("none.yaml", "no such file"),
+        ("bad.yaml", "not YAML"),
+        ("list.yaml", "expected a mapping with the key 'task'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            _named([str(tmp_path / name)])
 
 
 def test_pictures(tmp_path, capsys):

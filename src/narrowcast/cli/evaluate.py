@@ -26,7 +26,7 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="Windows per batch.")] = 8,
     limit: Annotated[int, typer.Option(help="At most this many windows (pictures, pairs); 0 for all.")] = 0,
     layers: Annotated[bool, typer.Option(help="With B: also what each layer alone costs.")] = True,
-    tasks: Annotated[str, typer.Option(help="Tasks of lm-eval, separated by commas.")] = "",
+    tasks: Annotated[str, typer.Option(help="Tasks of lm-eval, names or YAML files, separated by commas.")] = "",
     allow: Annotated[float, typer.Option(help="With B: exit 1 if it is worse by more percent.")] = math.inf,
     seed: SeedOption = 0,
     threads: ThreadsOption = 0,
