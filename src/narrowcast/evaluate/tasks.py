@@ -19,7 +19,8 @@ def require_tasks() -> None:
     absent = [name for name in ("lm_eval", "accelerate") if find_spec(name) is None]
     if absent:
         raise InputError(
-            f"--tasks needs the LM Evaluation Harness: pip install 'narrowcast[eval]' (lm-eval[hf]; absent: {', '.join(absent)})"
+            f"--tasks needs the LM Evaluation Harness: pip install 'narrowcast[eval]' "
+            f"(lm-eval[hf]; absent: {', '.join(absent)})"
         )
 
 
