@@ -108,6 +108,9 @@ def test_a_recipe_with_an_accumulator_of_its_own():
     assert (made.name, made.optimizer) == ("fp8-rowwise@hopper-fp8+fp8-adam", "fp8-adam")
     gemms = (made.linear.fwd, made.linear.dgrad, made.linear.wgrad)
     assert {str(gemm.accumulator) for gemm in gemms} == {"hopper-fp8"}
+    assert nc.recipe("fp8-tensorwise@hopper-fp8").linear.operand("wgrad.x") == nc.cast("e4m3fn/tensor/fp32")
+    with pytest.raises(InputError, match=r"operand dgrad.w reuses codes of .*delayed16.*, which no second cast gives"):
+        nc.recipe("fp8-delayed@hopper-fp8")
     with pytest.raises(InputError, match="'hoper' is none of fp32"):
         nc.recipe("fp8-rowwise@hoper")
     with pytest.raises(InputError, match="fp32 has no narrow gemms whose sums"):

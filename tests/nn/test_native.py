@@ -43,6 +43,10 @@ PLANS = {
         *("scaled_mm e5m2 x e4m3fn, tensor scales, split accumulation",) * 2,
     ),
     "fp8-rowwise": ("scaled_mm e4m3fn x e4m3fn, row scales, split accumulation",) * 3,
+    "fp8-static@hopper-fp8": (
+        "scaled_mm e4m3fn x e4m3fn, tensor scales, fast accumulation",
+        *("scaled_mm e5m2 x e4m3fn, tensor scales, fast accumulation",) * 2,
+    ),
     "fp8-rowwise@hopper-fp8": ("scaled_mm e4m3fn x e4m3fn, row scales, fast accumulation",) * 3,
     "fp8-hybrid": (
         *("scaled_mm e4m3fn x e4m3fn, 1x128 and 128x128 scales, split accumulation",) * 2,

@@ -8,9 +8,10 @@ from narrowcast.accumulate import accumulator
 from narrowcast.errors import InputError
 from narrowcast.nn.change import Change
 from narrowcast.nn.convert import KEEP_WIDE, Conversion, convert_linears
-from narrowcast.nn.spec import LinearSpec
+from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.nn.unit import UnitVariance
 from narrowcast.optim.catalogue import method
+from narrowcast.quantize import Cast
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Recipe:
         """
         if self.linear is None:
             raise InputError(f"recipe {self.name} has no narrow gemms whose sums {name!r} could make")
-        sums, was = accumulator(name), self.linear
+        sums = accumulator(name)
+        was = _recast(self.linear, self.name) if sums.on_codes else self.linear
         fwd, dgrad, wgrad = (replace(gemm, accumulator=sums) for gemm in (was.fwd, was.dgrad, was.wgrad))
         linear = replace(was, fwd=fwd, dgrad=dgrad, wgrad=wgrad)
         summary = f"{self.summary}; sums: {sums}"
@@ -92,3 +94,23 @@ class Recipe:
         if self.parametrisation is not None:
             self.parametrisation.apply(model)
         return report
+
+
+def _recast(spec: LinearSpec, name: str) -> LinearSpec:
+    """Return ``spec`` with each reused operand cast from its wide source, which gives the same codes; else InputError."""
+    for label in OPERANDS:
+        operand, cast = spec.operand(label), spec.cast(label)
+        if isinstance(operand, Cast):
+            continue
+        if (
+            operand.then is not None
+            or cast.random
+            or cast.scale.delayed is not None
+            or cast.tile.rows != cast.tile.cols
+        ):
+            raise InputError(
+                f"recipe {name}: operand {label} reuses codes of {cast}, which no second cast gives; an accumulator that "
+                "works on codes needs one"
+            )
+    fwd, dgrad, wgrad = (spec.resolved(gemm) for gemm in ("fwd", "dgrad", "wgrad"))
+    return replace(spec, fwd=fwd, dgrad=dgrad, wgrad=wgrad)
