@@ -97,7 +97,7 @@ class Recipe:
 
 
 def _recast(spec: LinearSpec, name: str) -> LinearSpec:
-    """Return ``spec`` with each reused operand cast from its wide source, which gives the same codes; else InputError."""
+    """Return ``spec`` with each reused operand cast from its wide source, to the same codes; else InputError."""
     for label in OPERANDS:
         operand, cast = spec.operand(label), spec.cast(label)
         if isinstance(operand, Cast):
@@ -109,8 +109,8 @@ def _recast(spec: LinearSpec, name: str) -> LinearSpec:
             or cast.tile.rows != cast.tile.cols
         ):
             raise InputError(
-                f"recipe {name}: operand {label} reuses codes of {cast}, which no second cast gives; an accumulator that "
-                "works on codes needs one"
+                f"recipe {name}: operand {label} reuses codes of {cast}, which no second cast gives; an "
+                "accumulator that works on codes needs one"
             )
     fwd, dgrad, wgrad = (spec.resolved(gemm) for gemm in ("fwd", "dgrad", "wgrad"))
     return replace(spec, fwd=fwd, dgrad=dgrad, wgrad=wgrad)
