@@ -16,6 +16,7 @@ from narrowcast import compare as module
 from narrowcast.compare import CompareConfig, compare
 from narrowcast.errors import CheckFailed, InputError
 from narrowcast.train import StepInfo, TrainConfig
+from narrowcast.workloads import tokenize
 
 NAMES = ("fp32", "bf16", "fp8-rowwise", "mxfp4")
 ROW_KEYS = {
@@ -46,7 +47,7 @@ class Tokens:
         name="toy", files=3, train=("a", "b"), validation=("c",), skipped=(), bytes=3, split="by hand", digest="0" * 64
     )
     train = validation = torch.arange(100) % 16
-    vocab = 16
+    vocab, seen, sampled = 16, 3, ""
 
     def validation_batches(self, count: int, batch: int, context: int) -> list[Tensor]:
         return [torch.arange(batch * (context + 1)).reshape(batch, context + 1) % 16] * count
@@ -80,7 +81,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Replace training; return the list of (recipe, seed) that were trained."""
     made: list[tuple[str, int]] = []
 
-    def fake_train(config: TrainConfig, on_step: Callable[[StepInfo], None]) -> SimpleNamespace:
+    def fake_train(config: TrainConfig, tokens: Any, on_step: Callable[[StepInfo], None]) -> SimpleNamespace:
         made.append((config.recipe, config.seed))
         return trained(config, on_step)
 
@@ -188,7 +189,7 @@ def test_bad_data_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_recipe_that_diverges_is_a_row(calls: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fake_train(run: TrainConfig, on_step: Callable[[StepInfo], None]) -> SimpleNamespace:
+    def fake_train(run: TrainConfig, tokens: Any, on_step: Callable[[StepInfo], None]) -> SimpleNamespace:
         if run.recipe == "mxfp4":
             on_step(StepInfo(1, 3, 5.0, 1e-3, 0.1, 100.0))
             raise CheckFailed("recipe mxfp4 diverged at step 2: the output of middle (Linear) is not finite")
@@ -232,7 +233,7 @@ def test_a_killed_comparison_makes_only_the_runs_that_are_missing(
     whole = compare(config(), tmp_path / "whole")
     killed_at = len(calls) + 4
 
-    def killed(run: TrainConfig, on_step: Callable[[StepInfo], None]) -> SimpleNamespace:
+    def killed(run: TrainConfig, tokens: Any, on_step: Callable[[StepInfo], None]) -> SimpleNamespace:
         if len(calls) == killed_at:
             raise KeyboardInterrupt
         calls.append((run.recipe, run.seed))
@@ -303,7 +304,10 @@ def test_the_whole_way_on_a_tiny_llama(monkeypatch: pytest.MonkeyPatch, tmp_path
     training = TrainConfig(
         data=data, model=tmp_path / "config.json", steps=2, batch=2, context=16, vocab=300, eval_batches=1, warmup=1
     )
+    read: list[Any] = []
+    monkeypatch.setattr("narrowcast.train.tokenize", lambda *given: read.append(given) or tokenize(*given))
     report = compare(CompareConfig(training, ("bf16", "fp8-delayed", "fp16"), seeds=2), tmp_path / "out")
+    assert len(read) == 1  # for all runs
     rows = by_name(report)
     assert rows["bf16"]["verdict"] == "baseline"
     assert [step for step, _ in rows["fp16"]["train"]] == [1, 2]

@@ -45,3 +45,12 @@ def test_wide_bfloat16_changes_the_losses_and_keeps_float32_weights() -> None:
     assert wide.train_losses != narrow.train_losses
     assert narrow.final_val_loss == pytest.approx(wide.final_val_loss, rel=2e-2)
     assert {p.dtype for p in narrow.model.parameters()} == {torch.float32}
+
+
+def test_what_repeats_itself_does_not_write_new_memory_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with Place(torch.device("cuda"), torch.float32).repeatable():
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -6,6 +6,7 @@ so a comparison that was killed goes on where it stopped.
 """
 
 import copy
+import gc
 import json
 import math
 import time
@@ -110,7 +111,7 @@ def compare(
         path = out / "results" / f"{run.recipe}-seed{run.seed}.json"
         if not path.is_file():
             step = None if on_step is None else _bind(on_step, number, len(runs), run)
-            write_atomic(path, _dump(_run(run, step)))
+            write_atomic(path, _dump(_run(run, start.tokens, step)))
         results.append(_read(path))
     report = _report(config, start, results, command)
     write_atomic(out / "report.json", _dump(report))
@@ -136,7 +137,7 @@ def _bind(on_step: OnStep, number: int, runs: int, run: TrainConfig) -> Callable
 # --- one run ---
 
 
-def _run(config: TrainConfig, on_step: Callable[[StepInfo], None] | None) -> Json:
+def _run(config: TrainConfig, tokens: TokenizedCorpus, on_step: Callable[[StepInfo], None] | None) -> Json:
     """Train once and return what was measured; a run that diverges keeps its losses up to there."""
     curve: list[tuple[int, float]] = []
 
@@ -147,7 +148,7 @@ def _run(config: TrainConfig, on_step: Callable[[StepInfo], None] | None) -> Jso
 
     begin = time.perf_counter()
     try:
-        measured = _measured(train(config, on_step=note))
+        measured = _measured(train(config, tokens=tokens, on_step=note))
     except CheckFailed as error:
         measured = _diverged(str(error), curve)
     return {"recipe": config.recipe, "seed": config.seed, "seconds": time.perf_counter() - begin, **measured}
@@ -197,11 +198,14 @@ def _by_construction(chosen: Recipe, start: Start, config: TrainConfig) -> Json:
     model = copy.deepcopy(start.model).to(device)
     conversion = chosen.convert(model, backend=config.backend, seed=config.seed)
     tokens = start.tokens.validation_batches(1, config.batch, config.context)[0].to(device)
+    wide = torch.finfo(config.place.wide).bits
+    size = footprint(model, tokens, chosen.optimizer, wide)
     traffic = optimizer_traffic(model, chosen.optimizer)
     small = predict(chosen.linear, _work(conversion, _tokens_per_step(config)), other_bytes=traffic)
     large = predict(chosen.linear, LLAMA_8B)
+    gc.collect()  # a forward pass leaves cycles behind, which hold its activations
     return {
-        **asdict(footprint(model, tokens, chosen.optimizer)),
+        **asdict(size),
         "h100_step_seconds": small.seconds,
         "h100_8b_step_seconds": large.seconds,
         "h100_note": large.note,
@@ -283,7 +287,8 @@ def _corpus(tokens: TokenizedCorpus) -> Json:
         "train_tokens": tokens.train.numel(),
         "validation_tokens": tokens.validation.numel(),
         "bytes": corpus.bytes,
-        "split": corpus.split,
+        "bpe_bytes": tokens.seen,
+        "split": "; ".join(filter(None, (corpus.split, tokens.sampled))),
     }
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -70,8 +71,12 @@ class Place:
             return
         os.environ.setdefault(_WORKSPACE, ":4096:8")
         before = torch.are_deterministic_algorithms_enabled()
+        memory: Any = torch.utils.deterministic
+        filled = memory.fill_uninitialized_memory
         torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False  # else every new tensor is written once more
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before)
+            memory.fill_uninitialized_memory = filled

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from narrowcast.analysis.memory import out_of_memory
 from narrowcast.errors import CheckFailed, InputError, require_torch
 from narrowcast.health import name_first_non_finite
 from narrowcast.io import (
@@ -29,7 +30,7 @@ from narrowcast.io import (
     truncate_metrics,
 )
 from narrowcast.metrics import mean_loss, next_token_loss
-from narrowcast.models import default_config, from_config
+from narrowcast.models import compiled, default_config, from_config
 from narrowcast.nn import Conversion
 from narrowcast.optim import LossScaler, learning_rate
 from narrowcast.optim.narrow import WIDE_STATES, NarrowOptimizer
@@ -38,6 +39,7 @@ from narrowcast.recipes import Recipe, recipe
 from narrowcast.workloads import TokenizedCorpus, derived_seed, load_corpus, tokenize
 
 _BETAS = (0.9, 0.95)
+PROBE = 8192  # tokens of a batch that is looked at layer by layer, all operands in float32
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class TrainResult:
         conversion: the table of what became of every layer.
         tokens: the tokenized corpus.
         tokens_per_step: tokens that one update sees.
-        probe_batch: int64 ``[batch, context + 1]``, the first validation batch.
+        probe_batch: int64 ``[batch, context + 1]``, the first validation batch, of `PROBE` tokens at most.
         train_losses, val_losses: ``(step, nats per token)``; validation at 0, every interval, and the end.
         seconds: of each update of this process.
         skipped_steps: updates skipped by the loss scaler.
@@ -153,11 +155,10 @@ class TrainResult:
         return statistics.median(self.seconds) if self.seconds else 0.0
 
 
-def build(config: TrainConfig) -> tuple[nn.Module, TokenizedCorpus]:
-    """Return the wide model at its initial weights, and the tokenized corpus."""
-    corpus = load_corpus(config.data)
+def build(config: TrainConfig, tokens: TokenizedCorpus | None = None) -> tuple[nn.Module, TokenizedCorpus]:
+    """Return the wide model at its initial weights, and the tokenized corpus: ``tokens`` where it is at hand."""
     model, tokenizer = load_model(config.model, config.seed) if config.model else (None, None)
-    tokens = tokenize(corpus, config.vocab, tokenizer)
+    tokens = tokens or tokenize(load_corpus(config.data), config.vocab, tokenizer)
     tokens.check(config.context)
     if model is None:
         model = from_config(default_config(tokens.vocab, config.context), config.seed)
@@ -186,21 +187,25 @@ def parameter_groups(model: nn.Module, recipe: Recipe, decay: float) -> list[dic
 class Trainer:
     """One run: a model, its optimizer, and the loop around them. Use `train`, which drives it."""
 
-    def __init__(self, config: TrainConfig, out: Path | None, chosen: Recipe | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, out: Path | None, chosen: Recipe | None = None, tokens: TokenizedCorpus | None = None
+    ) -> None:
         self.config, self.out = config, out
         self.recipe: Recipe = chosen or recipe(config.recipe)
         self.place = config.place
-        model, tokens = build(config)
+        model, tokens = build(config) if tokens is None else build(config, tokens)
         model.to(self.place.device)
         conversion = self.recipe.convert(model, backend=config.backend, seed=config.seed)
         self.model = model
-        self.runs: Any = torch.compile(model) if config.compile else model  # the same parameters
+        self.runs: Any = compiled(model) if config.compile else model  # the same parameters
         self.scaler = LossScaler(**asdict(self.recipe.loss_scale)) if self.recipe.loss_scale else None
         self.optimizer = self._optimizer()
         held_out = tokens.validation_batches(config.eval_batches, config.batch, config.context)
         self.validation = [batch.to(self.place.device) for batch in held_out]
         seen = config.batch * config.context * config.accumulate
-        self.result = TrainResult(model, conversion, tokens, seen, self.validation[0])
+        self.result = TrainResult(
+            model, conversion, tokens, seen, self.validation[0][: max(1, PROBE // config.context)]
+        )
         self.step = 0
 
     def _optimizer(self) -> torch.optim.Optimizer:
@@ -217,8 +222,20 @@ class Trainer:
 
     def run(self, on_step: Callable[[StepInfo], None] | None) -> TrainResult:
         """Train from the current step to the last."""
-        with self.place.repeatable():
-            return self._run(on_step)
+        try:
+            with self.place.repeatable():
+                return self._run(on_step)
+        except torch.OutOfMemoryError as error:
+            wanted = str(error)  # and no more of it: its frames hold the tensors of the step
+        tokens = self._batch(0)
+        with self.place.autocast():
+            why = out_of_memory(self.model, self.optimizer, self.recipe.optimizer, tokens, self.place.wide, wanted)
+        raise InputError(f"step {self.step + 1}: {why}{self._kept}")
+
+    @property
+    def _kept(self) -> str:  # what to say of the checkpoints when a run ends early
+        there = self.out is not None and any((self.out / "checkpoints").glob("*.json"))
+        return f"; the last checkpoint in {self.out} is good" if there else ""
 
     def _run(self, on_step: Callable[[StepInfo], None] | None) -> TrainResult:
         if not self.result.val_losses:
@@ -248,7 +265,7 @@ class Trainer:
         total = 0.0
         scale = self.scaler.scale if self.scaler else 1.0
         for micro in range(c.accumulate):
-            tokens = self.result.tokens.batch(c.seed, self.step, micro, c.batch, c.context).to(self.place.device)
+            tokens = self._batch(micro).to(self.place.device)
             with self.place.seeded(derived_seed("dropout", c.seed, self.step, micro)):  # pure function of (seed, step)
                 with self.place.autocast():
                     loss = next_token_loss(self.runs, tokens) / c.accumulate
@@ -264,6 +281,9 @@ class Trainer:
         self.step += 1
         return total, rate
 
+    def _batch(self, micro: int) -> Tensor:
+        return self.result.tokens.batch(self.config.seed, self.step, micro, self.config.batch, self.config.context)
+
     def _gradients_ready(self, tokens: Tensor) -> bool:
         """Unscale and clip; return False where the loss scaler says to skip this update."""
         parameters = list(self.model.parameters())
@@ -278,10 +298,8 @@ class Trainer:
         return True
 
     def _diverged(self, tokens: Tensor) -> NoReturn:
-        culprit = name_first_non_finite(self.model, tokens)
-        saved = self.out is not None and any((self.out / "checkpoints").glob("*.json"))
-        kept = f"; the last checkpoint in {self.out} is good" if saved else ""
-        raise CheckFailed(f"recipe {self.recipe.name} diverged at step {self.step}: {culprit} is not finite{kept}")
+        what = f"{name_first_non_finite(self.model, tokens)} is not finite{self._kept}"
+        raise CheckFailed(f"recipe {self.recipe.name} diverged at step {self.step}: {what}")
 
     def _validate(self) -> None:
         with self.place.autocast():
@@ -294,8 +312,6 @@ class Trainer:
     def _log(self, record: dict[str, Any]) -> None:
         if self.out is not None:
             append_metrics(self.out / "metrics.jsonl", record)
-
-    # --- checkpoints ---
 
     def save(self) -> None:
         """Write a checkpoint of everything that the next step depends on."""
@@ -318,9 +334,8 @@ class Trainer:
             if self.scaler is not None:
                 self.scaler.restore(state["scaler"])
         for record in truncate_metrics(self.out / "metrics.jsonl", self.step if found else -1):
-            key, losses = (
-                ("loss", self.result.train_losses) if "loss" in record else ("val_loss", self.result.val_losses)
-            )
+            key = "loss" if "loss" in record else "val_loss"
+            losses = self.result.train_losses if key == "loss" else self.result.val_losses
             losses.append((record["step"], record[key]))
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -347,6 +362,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     chosen: Recipe | None = None,
+    tokens: TokenizedCorpus | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> TrainResult:
     """Train one model under one recipe.
@@ -358,19 +374,21 @@ def train(
         overwrite: replace the run in ``out``.
         chosen: a recipe of your own, instead of the one that ``config`` names; it has no name to resume by, so the run
             stays in memory.
+        tokens: the corpus that ``config`` names, where it is at hand.
         on_step: called after every update.
 
-    Raises InputError for bad input, before anything is written; CheckFailed where the run diverges, naming the first
-    tensor that is not finite.
+    A run killed at any moment and resumed gives the same losses and weights bit for bit: on a CPU with as many threads,
+    on a GPU on the same kind of GPU; with the same versions, and compiled if it was. The seconds are not the same.
+
+    Raises InputError for bad input, before anything is written, and where memory runs out, naming what took it;
+    CheckFailed where the run diverges, naming the first tensor that is not finite.
     """
     require_torch(torch.__version__)
     if chosen is not None and out is not None:
-        raise InputError(
-            f"recipe {chosen.name} is in no table, so a run in {out} could not be resumed; leave out empty"
-        )
+        raise InputError(f"recipe {chosen.name} is in no table: a run in {out} could not be resumed; leave out empty")
     if out is not None:
         check_run(out, resume=resume, overwrite=overwrite)  # before the work that reading a corpus is
-    trainer = Trainer(config, out, chosen)
+    trainer = Trainer(config, out, chosen, tokens)
     if out is not None:
         settings = {**config.to_json(), **trainer.place.to_json(), "corpus": trainer.result.tokens.corpus.digest[:16]}
         open_run(out, settings, resume=resume, overwrite=overwrite)

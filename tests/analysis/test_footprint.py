@@ -1,5 +1,6 @@
 """Sizes: counted by hand on a model small enough to count."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -120,3 +121,17 @@ def test_counting_leaves_no_hooks_and_no_gradients() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "bf16", "fp8-tensorwise", "fp8-block"])
+def test_a_large_batch_is_counted_from_a_part_of_it(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = converted(recipe), TOKENS.repeat(5, 1)[:7]
+    whole = footprint(model, tokens)
+    monkeypatch.setattr(sys.modules[activation_bytes.__module__], "_MEASURED", 2 * 64)
+    assert footprint(model, tokens) == whole
+
+
+def test_under_autocast_what_is_not_converted_has_16_bits() -> None:
+    wide, narrow = footprint(Toy(), TOKENS), footprint(Toy(), TOKENS, unconverted=16)
+    assert (narrow.bits_operands, narrow.bits_weights) == (16.0, 16.0)
+    assert wide.model_bytes == 2 * narrow.model_bytes

@@ -134,15 +134,17 @@ def test_a_model_without_the_module_says_so_and_a_bias_is_refused():
         nc.convert(nn.Sequential(Mlp(bias=True)), "fp8-smooth-swiglu")
 
 
-def test_unit_variance_keeps_the_function_and_an_adam_step():
+@pytest.mark.parametrize(("width", "base"), [(256, 256), (192, None)])
+def test_unit_variance_keeps_the_function_and_an_adam_step(width, base):
     """abc-symmetry: at the base width, one AdamW step in the rewritten weights is one in the old ones."""
     torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(256, 8, bias=False))
+    form = UnitVariance(base)
+    base = nn.Sequential(nn.Linear(width, 8, bias=False))
     spec = nc.LinearSpec(*(nc.Gemm(nc.WIDE, nc.WIDE),) * 3)
-    recipe = nc.Recipe("wide", "", "", spec, parametrisation=UnitVariance())
+    recipe = nc.Recipe("wide", "", "", spec, parametrisation=form)
     moved = copy.deepcopy(base)
     recipe.convert(moved)
-    x = torch.randn(32, 256)
+    x = torch.randn(32, width)
     torch.testing.assert_close(moved(x), base(x), rtol=1e-5, atol=1e-6)
     for model, chosen in ((base, nc.Recipe("none", "", "")), (moved, recipe)):
         groups = [{**g, "lr": 1e-3 * g["factor"]} for g in parameter_groups(model, chosen, 0.1) if g["params"]]

@@ -21,6 +21,7 @@ from narrowcast.ops import Reuse
 from narrowcast.optim import state_bytes
 
 _GRADIENT_AND_COPY = 4 + 2  # bytes per parameter that AdamW reads of gradients, and writes as a bfloat16 copy
+_MEASURED = 1024  # tokens of a forward pass whose tensors are counted one by one: in float32, and nothing is freed
 _FIRST = {"x": "fwd.x", "w": "fwd.w", "g": "dgrad.g"}
 
 
@@ -51,25 +52,38 @@ def optimizer_traffic(model: nn.Module, states: str | None) -> float:
     return 2 * state_bytes(model, states) + _GRADIENT_AND_COPY * sum(p.numel() for p in model.parameters())
 
 
-def footprint(model: nn.Module, tokens: Tensor, states: str | None = None) -> Footprint:
+def footprint(model: nn.Module, tokens: Tensor, states: str | None = None, unconverted: int = 32) -> Footprint:
     """Return the footprint of a converted ``model`` in one training step on ``tokens`` ``[batch, context + 1]``.
 
-    ``states``: how the optimizer keeps master weights and moments, as `Recipe.optimizer`.
+    Args:
+        model: converted, or as it was.
+        tokens: of one step.
+        states: how the optimizer keeps master weights and moments, as `Recipe.optimizer`.
+        unconverted: bits of a model's numbers where nothing is converted: 16 under autocast.
     """
     linears = [m for m in model.modules() if isinstance(m, Linear)]
-    wide = 16 if linears else 32
+    wide = 16 if linears else unconverted
     narrow = {id(m.weight): m.spec.cast("fwd.w").bits_per_element(tuple(m.weight.shape)) for m in linears}
     bits = sum(p.numel() * narrow.get(id(p), wide) for p in model.parameters())
     elements = sum(m.weight.numel() for m in linears)
     weight_bits = sum(m.weight.numel() * narrow[id(m.weight)] for m in linears)
     rows = tokens.shape[0] * (tokens.shape[1] - 1)
     return Footprint(
-        weight_bits / elements if linears else 32.0,
-        _operand_bits(linears, rows) if linears else 32.0,
+        weight_bits / elements if linears else float(wide),
+        _operand_bits(linears, rows) if linears else float(wide),
         round(bits / 8),
         round(state_bytes(model, states)),
-        activation_bytes(model, tokens, wide),
+        _activation_bytes(model, tokens, wide),
     )
+
+
+def _activation_bytes(model: nn.Module, tokens: Tensor, wide: int) -> int:
+    """Return `activation_bytes`, of large batches from some rows and twice as many: weights' codes count once."""
+    few = max(1, _MEASURED // (tokens.shape[1] - 1))
+    if len(tokens) <= 2 * few:
+        return activation_bytes(model, tokens, wide)
+    once, twice = (activation_bytes(model, tokens[:count], wide) for count in (few, 2 * few))
+    return once + (twice - once) * (len(tokens) - few) // few
 
 
 def _operand_bits(linears: list[Linear], tokens: int) -> float:

@@ -111,6 +111,8 @@ def run(args: list[str] | None = None) -> int:
         return _fail(str(error), error.exit_status)
     except typer.TyperException as error:  # an option that does not exist or does not parse
         return _fail(error.format_message(), error.exit_code)
+    except torch.OutOfMemoryError as error:
+        return _fail(f"{error}; use a smaller model or batch, or --device cpu", InputError.exit_status)
     except BrokenPipeError:  # the reader has seen enough (`narrowcast formats | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _PIPE_CLOSED

@@ -138,6 +138,8 @@ def _show(config: TrainConfig, result: TrainResult, out: Path) -> None:
     corpus = result.tokens.corpus
     narrow, chosen = result.conversion.narrow, find(config.recipe)
     console.print(f"corpus      {corpus.name}: {corpus.files} files, {corpus.split}", highlight=False)
+    if result.tokens.sampled:
+        console.print(f"            {result.tokens.sampled}", highlight=False)
     if corpus.skipped:
         name, reason = corpus.skipped[0]
         console.print(f"            {len(corpus.skipped)} files passed over, first {name} ({reason})", highlight=False)

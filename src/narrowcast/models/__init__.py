@@ -1,6 +1,6 @@
 """Side wing: plain models. Knows nothing of precision."""
 
-from narrowcast.models.language import default_config, from_config
+from narrowcast.models.language import compiled, default_config, from_config, plain_causal
 from narrowcast.models.quiet import quiet
 from narrowcast.models.vision import CifarResNet, SmallCnn, SmallVit, cifar_resnet
 
@@ -9,7 +9,9 @@ __all__ = [
     "SmallCnn",
     "SmallVit",
     "cifar_resnet",
+    "compiled",
     "default_config",
     "from_config",
+    "plain_causal",
     "quiet",
 ]

@@ -43,3 +43,39 @@ def from_config(config: Any, seed: int, auto: str = "AutoModelForCausalLM") -> n
         maker = getattr(transformers, auto)
         model: nn.Module = maker.from_config(config, dtype=torch.float32, trust_remote_code=False)
     return model.train()
+
+
+_PLAIN = "narrowcast-causal"  # an attention without a mask of its own: `transformers` makes none
+
+
+def plain_causal(model: nn.Module) -> bool:
+    """Let attention be causal without a mask, where that is all that its mask would say; return whether it is so.
+
+    `transformers` (5.17 with any torch, 5.24 with torch before 2.14) writes the mask out whenever it is compiled, and
+    the fast kernels take none. Batches are to be whole windows, without padding.
+    """
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) != "sdpa" or getattr(config, "sliding_window", None) is not None:
+        return False
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    if set(kinds) != {"full_attention"} or getattr(config, "attention_chunk_size", None) is not None:
+        return False
+    with quiet():
+        from transformers import AttentionInterface
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        AttentionInterface.register(_PLAIN, sdpa_attention_forward)
+        setter: Any = model
+        setter.set_attn_implementation(_PLAIN)
+    return True
+
+
+def compiled(model: nn.Module) -> Any:
+    """Return ``model`` compiled whole, its attention causal without a mask where it can be (`plain_causal`).
+
+    What was compiled before is forgotten: the compiler keeps at most eight versions of a forward pass, over all models
+    of a process, and runs the ninth uncompiled.
+    """
+    torch.compiler.reset()
+    plain_causal(model)
+    return torch.compile(model)

@@ -19,18 +19,19 @@ class UnitVariance:
     as the method's transfer rule asks.
 
     Attributes:
-        base: the width at which a learning rate is tuned: there nothing but the form of the weights changes.
+        base: the width at which a learning rate is tuned: there nothing but the form of the weights changes. None for
+            the model's own, the fewest inputs of a converted layer: a rate is then what it is under other recipes.
     """
 
-    base: int = 256
+    base: int | None = None
 
     def alpha(self, fan_in: int) -> float:
         """Return what multiplies the products of a layer with ``fan_in`` inputs."""
         return 1.0 / math.sqrt(fan_in)
 
-    def rate(self, fan_in: int) -> float:
+    def rate(self, fan_in: int, base: int) -> float:
         """Return what multiplies the learning rate (and divides the decay) of such a layer's weight."""
-        return self.base / math.sqrt(fan_in)
+        return base / math.sqrt(fan_in)
 
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
@@ -43,7 +44,9 @@ class UnitVariance:
     def rates(self, model: nn.Module) -> dict[int, float]:
         """Return `rate` by the ``id`` of each converted layer's weight."""
         layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
-        return {id(layer.weight): self.rate(layer.in_features) for layer in layers}
+        base = self.base or min((layer.in_features for layer in layers), default=1)
+        return {id(layer.weight): self.rate(layer.in_features, base) for layer in layers}
 
     def __str__(self) -> str:
-        return f"weights of unit variance, products times 1/sqrt(fan_in), rates from width {self.base}"
+        width = f"width {self.base}" if self.base else "the model's width"
+        return f"weights of unit variance, products times 1/sqrt(fan_in), rates from {width}"

@@ -2,7 +2,8 @@
 
 Byte-pair encoding (Sennrich et al. 2016) over bytes, as GPT-2 has it: any text can be encoded, and every token is a
 string of bytes. Training one and encoding eight megabytes takes seconds, so both are cached, under the digest of the
-corpus: a cache that cannot be read or written is never an error, the work is only done again.
+corpus: a cache that cannot be read or written is never an error, the work is only done again. Of a large corpus the
+BPE sees the first `SAMPLE` bytes, which are a fair sample of a folder: its files stand in the order of a hash.
 """
 
 import contextlib
@@ -22,6 +23,8 @@ from torch import Tensor
 from narrowcast.errors import InputError
 from narrowcast.workloads.corpus import SEPARATOR, Corpus
 
+SAMPLE = 16_000_000  # bytes that a BPE is trained on: it counts words, and the rare ones cost the time and the memory
+_AT_ONCE = 512  # texts that are encoded together: a token is hundreds of bytes until its id is taken
 _END_TOKENS = (SEPARATOR, "</s>", "<|end_of_text|>", "<eos>")  # GPT and this file, Llama 2, Llama 3, Gemma
 
 
@@ -39,6 +42,7 @@ class TokenizedCorpus:
         train, validation: int64 ids, documents joined by the end-of-text token.
         vocab: vocabulary size.
         tokenizer: the serialized tokenizer (``tokenizer.json``).
+        seen: bytes of training text that the BPE was trained on, None for a tokenizer that was given.
     """
 
     corpus: Corpus
@@ -46,6 +50,7 @@ class TokenizedCorpus:
     validation: Tensor
     vocab: int
     tokenizer: str
+    seen: int | None = None
 
     def batch(self, seed: int, step: int, micro: int, batch: int, context: int) -> Tensor:
         """Return training tokens int64 ``[batch, context + 1]``, a pure function of its arguments."""
@@ -60,6 +65,12 @@ class TokenizedCorpus:
         starts = [i * windows // wanted * context for i in range(wanted)]
         rows = [self.validation[s : s + context + 1] for s in starts]
         return [torch.stack(rows[i : i + batch]) for i in range(0, wanted, batch)]
+
+    @property
+    def sampled(self) -> str:
+        """Say that the BPE saw a part of the corpus only, or nothing."""
+        whole = self.seen is None or self.seen < SAMPLE
+        return "" if whole else f"the BPE was trained on its first {SAMPLE / 1e6:.0f} MB"
 
     @property
     def bytes_per_token(self) -> float:
@@ -85,15 +96,17 @@ def tokenize(corpus: Corpus, vocab: int, tokenizer_file: Path | None = None) -> 
     """Return ``corpus`` as ids, under a BPE trained on it (cached) or the one in ``tokenizer_file``."""
     if tokenizer_file is not None:
         tokenizer = load_tokenizer(tokenizer_file)
-        serialized = tokenizer.to_str()
+        serialized, seen = tokenizer.to_str(), None
     else:
         from tokenizers import Tokenizer
 
-        serialized = _cached_tokenizer(corpus, vocab)
+        texts = _sample(corpus.train)
+        seen = sum(len(text.encode()) for text in texts)
+        serialized = _cached_tokenizer(corpus, texts, vocab)
         tokenizer = Tokenizer.from_str(serialized)
     ids = _cached_ids(corpus, tokenizer, serialized)
     train, validation = (torch.from_numpy(ids[side].astype(np.int64)) for side in ("train", "validation"))
-    return TokenizedCorpus(corpus, train, validation, tokenizer.get_vocab_size(), serialized)
+    return TokenizedCorpus(corpus, train, validation, tokenizer.get_vocab_size(), serialized, seen)
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -133,11 +146,25 @@ def windows(documents: list[list[int]], window: int, batch: int, limit: int = 0,
     return [torch.tensor(rows[i : i + batch]) for rows in by_length.values() for i in range(0, len(rows), batch)]
 
 
-def _cached_tokenizer(corpus: Corpus, vocab: int) -> str:
-    """Return the serialized BPE of ``vocab`` entries trained on the training texts."""
+def _sample(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the first `SAMPLE` bytes of ``texts``, the last one cut."""
+    taken: list[str] = []
+    left = SAMPLE
+    for text in texts:
+        size = len(text.encode())
+        if size >= left:
+            return (*taken, text.encode()[:left].decode(errors="ignore"))
+        taken.append(text)
+        left -= size
+    return texts
+
+
+def _cached_tokenizer(corpus: Corpus, texts: tuple[str, ...], vocab: int) -> str:
+    """Return the serialized BPE of ``vocab`` entries trained on ``texts``, all or the first of the corpus'."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    path = cache_folder() / f"bpe-{corpus.digest[:16]}-{vocab}.json"
+    part = "" if texts is corpus.train else f"-first{SAMPLE}"
+    path = cache_folder() / f"bpe-{corpus.digest[:16]}-{vocab}{part}.json"
     with contextlib.suppress(Exception):  # absent, or damaged: the Rust library raises bare Exception
         return str(Tokenizer.from_file(str(path)).to_str())
 
@@ -150,7 +177,7 @@ def _cached_tokenizer(corpus: Corpus, vocab: int) -> str:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus.train, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     serialized: str = tokenizer.to_str()
     _write(path, serialized.encode())
     return serialized
@@ -169,12 +196,13 @@ def _cached_ids(corpus: Corpus, tokenizer: Any, serialized: str) -> dict[str, An
 
 
 def _encode(texts: tuple[str, ...], tokenizer: Any, end: int | None) -> Any:
-    pieces: list[int] = []
-    for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
-        pieces.extend(encoding.ids)
-        if end is not None:
-            pieces.append(end)
-    return np.asarray(pieces, dtype=np.int32)
+    after = [] if end is None else [end]
+    pieces = [np.zeros(0, dtype=np.int32)]
+    for first in range(0, len(texts), _AT_ONCE):
+        together = list(texts[first : first + _AT_ONCE])
+        for encoding in tokenizer.encode_batch_fast(together, add_special_tokens=False):
+            pieces.append(np.asarray(encoding.ids + after, dtype=np.int32))
+    return np.concatenate(pieces)
 
 
 def _write(path: Path, content: bytes) -> None:
