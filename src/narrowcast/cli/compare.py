@@ -106,6 +106,7 @@ def _show(report: dict[str, Any], findings: list[str], page: Path) -> None:
         f"{model['name']}, {model['parameters']:,} parameters; {corpus['name']}, {corpus['train_tokens']:,} training "
         f"tokens; {training['steps']} steps of {training['tokens_per_step']:,} tokens"
     )
+    console.print(f"corpus: {corpus['split']}.")
     console.print(table(report))
     console.print(f"noise: {report['noise']['explanation']}.")
     for finding in findings:
