@@ -212,6 +212,7 @@ TABLES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "step-table": (RESULTS / "train-cuda.json", step_table),
     "gemm-table": (RESULTS / "gemm-cuda.json", gemm_table),
     "passes-table": (RESULTS / "passes-cuda.json", passes_table),
+    "pretrain-table": (RESULTS / "pretrain-cuda.json", pretrain_table),
     "optimizer-table": (RESULTS / "optimizer-cuda.json", optimizer_table),
     "conformance-table": (RESULTS / "conformance.json", conformance_table),
 }

@@ -150,3 +150,33 @@ def gptq_table(report: dict[str, Any]) -> str:
         "`bench/results/gptq-cuda.json`, written by `./dev bench gptq_gpu`."
     )
     return f"{markdown(rows, left=2)}\n\n{note}"
+
+
+def pretrain_table(report: dict[str, Any]) -> str:
+    """Return real training on a GPU: losses beside the noise, and the clock."""
+    clock, noise = report["clock"], report["noise"]
+    base = next(row["step_seconds"] for row in report["rows"] if row["recipe"] == report["baseline"])
+    rows = [
+        ("recipe", "validation loss", f"gap (noise ±{noise['half_width']:.4f})", "gap to the same seed", "verdict",
+         "ms per update", "times faster", f"seconds to loss {clock['loss']:.3f}", "times sooner"),
+    ]  # fmt: skip
+    for row in report["rows"]:
+        name = row["recipe"]
+        shown = name if name == report["baseline"] else f"`{name}`"
+        if row["diverged"]:
+            rows.append((shown, "", "", "", "diverged", "", "", "", ""))
+            continue
+        rows.append(
+            (shown, f"{row['val_loss']:.4f}", f"{row['gap']:+.4f}", f"{row['paired_gap']:+.4f}", row["verdict"],
+             f"{1e3 * row['step_seconds']:.1f}", f"{base / row['step_seconds']:.2f}", f"{clock['seconds'][name]:.1f}",
+             f"{clock['times_sooner'][name]:.2f}")
+        )  # fmt: skip
+    ran, training, corpus = report["versions"], report["training"], report["corpus"]
+    note = (
+        f"A Llama of {report['model']['parameters']:,} parameters, {report['model']['hidden']} wide, {training['steps']} updates of "
+        f"{training['tokens_per_step']:,} tokens from {corpus['bytes'] / 1e6:.0f} MB of Python, compiled: {ran['gpu']}, torch {ran['torch']}, {ran['date']}. "
+        f"Same weights and batches; the baseline (torch's autocast, float32 weights) under {len(noise['losses'])} seeds. The clock counts updates at their "
+        "median time; compiling and validating are left out. Curves and all figures in `bench/results/pretrain-cuda.json`, written by "
+        "`./dev bench pretrain_gpu`; `narrowcast report` makes its page."
+    )
+    return f"{markdown(rows)}\n\n{note}"

@@ -21,6 +21,7 @@ from narrowcast.errors import CheckFailed, InputError, require_torch
 from narrowcast.health import name_first_non_finite
 from narrowcast.io import (
     append_metrics,
+    check_fit,
     check_run,
     load_checkpoint,
     load_model,
@@ -262,8 +263,7 @@ class Trainer:
         """Make one optimizer step; return (loss, learning rate). The loss scale stays put between micro-batches."""
         c = self.config
         self.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        scale = self.scaler.scale if self.scaler else 1.0
+        total, scale = 0.0, self.scaler.scale if self.scaler else 1.0
         for micro in range(c.accumulate):
             tokens = self._batch(micro).to(self.place.device)
             with self.place.seeded(derived_seed("dropout", c.seed, self.step, micro)):  # pure function of (seed, step)
@@ -327,7 +327,6 @@ class Trainer:
         """Continue from the newest checkpoint of the run folder, or from the start where there is none."""
         assert self.out is not None
         found = load_checkpoint(self.out / "checkpoints")
-        self.step = 0
         if found is not None:
             self.step, tensors, state = found
             self._restore(tensors)
@@ -342,6 +341,7 @@ class Trainer:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
+        check_fit(tensors, {f"model.{n}": t for n, t in self._tensors().items()})
         with torch.no_grad():
             for name, target in self._tensors().items():
                 target.copy_(tensors[f"model.{name}"])

@@ -34,7 +34,7 @@ def row(recipe: str, loss: float | None, verdict: str) -> dict[str, Any]:
 
 REPORT = {
     "model": {"name": "a small LlamaForCausalLM", "parameters": 1115264},
-    "corpus": {"name": "Python standard library", "train_tokens": 2839890},
+    "corpus": {"name": "Python standard library", "train_tokens": 2839890, "split": "by hand"},
     "training": {"steps": 150, "tokens_per_step": 1024},
     "noise": {"half_width": 0.0123, "explanation": "five seeds"},
     "rows": [

@@ -42,7 +42,7 @@ def test_a_sample_is_another_tokenizer(folder: Path, monkeypatch: pytest.MonkeyP
     part = tokenize(load_corpus(folder), 300)
     assert (whole.seen, part.seen) == (whole.corpus.bytes - whole.corpus.validation_bytes, 700)
     assert whole.tokenizer != part.tokenizer
-    assert (whole.sampled, part.sampled) == ("", "the BPE was trained on its first 0 MB")
+    assert (whole.sampled, part.sampled) == ("", "the BPE was trained on the first 0.0 MB")
     monkeypatch.setattr(module, "SAMPLE", 16_000_000)
     assert tokenize(load_corpus(folder), 300).tokenizer == whole.tokenizer
 

@@ -1,6 +1,6 @@
 """Floor 6: files. Atomic, checksummed, and read with suspicion."""
 
-from narrowcast.io.checkpoint import load_checkpoint, save_checkpoint
+from narrowcast.io.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from narrowcast.io.files import sha256, write_atomic
 from narrowcast.io.huggingface import load_model, save_model
 from narrowcast.io.provenance import versions
@@ -14,6 +14,7 @@ __all__ = [
     "QuantizedLayer",
     "TensorFile",
     "append_metrics",
+    "check_fit",
     "check_run",
     "load_checkpoint",
     "load_model",

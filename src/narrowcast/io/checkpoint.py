@@ -61,6 +61,18 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor], dict[str, Any
         raise InputError(f"checkpoint {path}: not safetensors ({error}){remedy}") from None
 
 
+def check_fit(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise InputError where a checkpoint holds tensors of another model: other names, or other shapes."""
+    model = {name: t for name, t in found.items() if name.startswith("model.")}
+    for name in sorted(model.keys() | expected.keys()):
+        then, now = (str(list(t[name].shape)) if name in t else "absent" for t in (model, expected))
+        if then != now:
+            raise InputError(
+                f"checkpoint of another model: {name.removeprefix('model.')} was {then} then and is {now} now; "
+                "resume with the --model that the run began with"
+            )
+
+
 def _twins(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.json"))
 
