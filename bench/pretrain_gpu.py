@@ -104,11 +104,12 @@ def renamed(report: dict[str, Any]) -> dict[str, Any]:
     """Return the report with its baseline called what it is and foretold as bf16, without names of this machine."""
     spec, tokens = recipe("bf16").linear, report["training"]["tokens_per_step"]
     base = next(row for row in report["rows"] if row["verdict"] == "baseline")
-    layers = {
-        head: tuple(Layer(*c["shape"]) for c in base["conversion"] if c["kind"] == "Linear" and ("head" in c["name"]) is head)
+    linears = [site for site in base["conversion"] if site["kind"] == "Linear"]
+    narrow, wide = (
+        tuple(Layer(*site["shape"]) for site in linears if ("lm_head" in site["name"]) is head)
         for head in (False, True)
-    }  # fmt: skip
-    here, large = predict(spec, Work("this model", layers[False], tokens, layers[True])), predict(spec, LLAMA_8B)
+    )
+    here, large = predict(spec, Work("this model", narrow, tokens, wide)), predict(spec, LLAMA_8B)
     said = {
         "recipe": AUTOCAST, "summary": "plain PyTorch: torch.autocast in bfloat16, float32 weights", "paper": "PyTorch",
         "h100_step_seconds": here.seconds, "h100_8b_step_seconds": large.seconds, "h100_note": large.note,

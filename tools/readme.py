@@ -17,6 +17,7 @@ from result_tables import (
     gptq_table,
     optimizer_table,
     passes_table,
+    pretrain_table,
     ptq_table,
     quantized_table,
     step_table,

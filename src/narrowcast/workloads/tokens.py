@@ -70,7 +70,11 @@ class TokenizedCorpus:
     def sampled(self) -> str:
         """Say that the BPE saw a part of the corpus only, or nothing."""
         whole = self.corpus.bytes - self.corpus.validation_bytes
-        return "" if self.seen is None or self.seen == whole else f"the BPE was trained on the first {self.seen / 1e6:.1f} MB"
+        return (
+            ""
+            if self.seen is None or self.seen == whole
+            else f"the BPE was trained on the first {self.seen / 1e6:.1f} MB"
+        )
 
     @property
     def bytes_per_token(self) -> float:
