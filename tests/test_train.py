@@ -105,7 +105,7 @@ def test_a_corpus_too_small_for_one_window_is_refused(config, tmp_path):
 def test_a_run_is_not_resumed_with_another_model(config, tmp_path):
     train(config, tmp_path / "run")
     for changes, said in (
-        ({"intermediate_size": 32}, r"gate_proj.weight was \[64, 32\] then and is \[32, 32\] now"),
+        ({"intermediate_size": 32}, r"down_proj.weight was \[32, 64\] then and is \[32, 32\] now"),
         ({"num_hidden_layers": 2}, r"layers\.1\.\S+ was absent then"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(tiny.CONFIG | changes))
