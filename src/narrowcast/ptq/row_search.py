@@ -55,9 +55,7 @@ class LeastRowError(Search):
         for number in [*range(found.shape[1])] * self.passes:
             here = slice(number * cast.tile.cols, (number + 1) * cast.tile.cols)
             h = hessian[here, here]
-            errors, changes = _answers(x[:, here], number, tried, h, pull[:, here] - d[:, here] @ h)
-            best = errors.argmin(0)  # the largest ratio of equals
-            change = changes[best, torch.arange(len(x), device=x.device)]
+            best, change = _best(x[:, here], number, tried, h, pull[:, here] - d[:, here] @ h)
             pull.addmm_(change - d[:, here], hessian[here])
             found[:, number, 0], d[:, here] = x.new_tensor(ratios)[best], change
         return found
@@ -71,8 +69,8 @@ def _error(x: Tensor, cast: Cast, hessian: Tensor, ratio: Tensor) -> float:
     return float(((d @ hessian) * d).sum())
 
 
-def _answers(x: Tensor, number: int, tried: list[Settled], h: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what each of ``tried`` does to one tile of every row: (errors ``[S, N]``, differences ``[S, N, B]``).
+def _best(x: Tensor, number: int, tried: list[Settled], h: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which of ``tried`` is best for one tile of every row, the first of equals, ``[N]``; and its differences.
 
     Args:
         x: the tile's columns ``[N, B]``.
@@ -81,8 +79,15 @@ def _answers(x: Tensor, number: int, tried: list[Settled], h: Tensor, others: Te
         h: the tile's own block of H, ``[B, B]``.
         others: what the differences of the row's other tiles do to these columns, ``[N, B]``.
     """
-    changes = torch.stack([_tile(settled, x, number) for settled in tried]).sub_(x)
-    return ((changes @ h).add_(others, alpha=2).mul_(changes)).sum(-1), changes
+    least, best = x.new_full((len(x),), float("inf")), torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    kept = torch.zeros_like(x)
+    for index, settled in enumerate(tried):
+        change = _tile(settled, x, number).sub_(x)
+        error = (change @ h).add_(others, alpha=2).mul_(change).sum(1)
+        better = error < least
+        least, best = torch.where(better, error, least), torch.where(better, index, best)
+        kept = torch.where(better[:, None], change, kept)
+    return best, kept
 
 
 def _tile(settled: Settled, x: Tensor, number: int) -> Tensor:
