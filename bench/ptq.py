@@ -39,6 +39,8 @@ from narrowcast.studies.vision import quantized, resnet20, runs
 RESULTS = Path(__file__).parent / "results"
 _PLAIN, _AWQ = "W4 g32, rounded to nearest", "W4 g32, AWQ"
 _GPTQ, _DESCENT = "W4 g32, GPTQ", "W4 g32, GPTQ, two passes of descent"
+_ZERO_POINTS = "W4 g32 with zero points"
+_ZERO = f"{_ZERO_POINTS}, rounded to nearest"
 _PEER = "W4 g32, llm-compressor's GPTQ core"
 _EIGHT, _FINER = "W8A8 FP8, per channel and token", "W8A8 E3M4, per channel and token"
 _E4M3, _E3M4 = cast("e4m3fn/row/fp32"), cast("e3m4fn/row/fp32")
@@ -78,6 +80,9 @@ def four_bits() -> dict[str, PtqRecipe]:
         "W4 g32, clipping beside the row's other groups alone": replace(awq, balance=clip),
         "W4 g32, clipping each group alone": replace(awq, search=LeastOutputError(), balance=clip),
         "W4 g32, AWQ, then GPTQ and descent": replace(awq, solver=Solver(refine=2)),
+        _ZERO: recipe("w4a16-zero-rtn-g32"),
+        f"{_ZERO_POINTS}, GPTQ": recipe("w4a16-zero-gptq-g32"),
+        f"{_ZERO_POINTS}, AWQ": recipe("w4a16-zero-awq-g32"),
         "W4 g32 without the code -8, GPTQ": replace(gptq, scheme=seven),
         "W4 g32 without the code -8, AWQ": replace(awq, scheme=seven),
         "W4 g32 without the code -8, AWQ, each group clipped alone": replace(
@@ -133,6 +138,8 @@ def language(setting: Setting) -> dict[str, Any]:
     for name, row in found_by.items():
         if name.startswith("W4"):
             row["gap_closed"] = closed(plain, row["perplexity"], j.wide.perplexity)
+        if name.startswith(_ZERO_POINTS):
+            row["own_gap_closed"] = closed(found_by[_ZERO]["perplexity"], row["perplexity"], j.wide.perplexity)
     return {
         "model": "stories260K", "perplexity": j.wide.perplexity, "spread": _spread(j), "recipes": found_by,
         "fp8_parts": parts_of_eight(j),

@@ -1,10 +1,13 @@
 """What every search of scales promises, over casts of one level, two levels and a scale per sign."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from narrowcast.errors import InputError
-from narrowcast.ptq import AbsMax, LeastError, LeastOutputError, LeastRowError, Percentile, output_error
+from narrowcast.formats.packing import unpack
+from narrowcast.ptq import AbsMax, LeastError, LeastOutputError, LeastRowError, Percentile, output_error, recipe
 from narrowcast.quantize import cast
 
 SEARCHES = [
@@ -84,6 +87,16 @@ def test_a_pass_over_whole_rows_matches_a_brute_force_in_float64():
                 errors.append(float(d @ h.double() @ d))
             expected[row, tile] = LeastOutputError(8).ratios[errors.index(min(errors))]
     assert torch.equal(found, expected) and not torch.equal(found, first)
+
+
+@pytest.mark.parametrize("name", ["w4a16-rtn", "w4a16-gptq", "w4a16-awq", "w4a16-descent"])
+def test_integer_recipes_use_the_code_below_all_others_only_where_something_is_clipped(name):
+    w, h = layer(128)
+    c = recipe(name).scheme.weight
+    without = replace(c, format=cast("int4/row/fp32").format)
+    assert torch.equal(c.apply(w), without.apply(w))
+    assert int(unpack(c.quantize(w).codes, 4, 128).eq(8).sum()) == 0
+    assert int(unpack(LeastRowError(10).settle(w, c, h).quantize(w).codes, 4, 128).eq(8).sum()) > 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tests.tiny import CONFIG
 from torch import nn
 
 import narrowcast as nc
@@ -16,6 +17,7 @@ from narrowcast.recipes import recipe
 from narrowcast.studies import Setting, data_folder
 from narrowcast.studies.fp8_formats import reference, table
 from narrowcast.studies.int_versus_fp import published
+from narrowcast.studies.mr_gptq import widened
 from narrowcast.studies.stories import PUBLISHED, load_stories
 from narrowcast.studies.through import Hybrid, Through
 from narrowcast.train import TrainConfig, train
@@ -30,6 +32,19 @@ def test_double_rounding_is_not_rounding():
     assert nc.format("int8_full").round(x).tolist() == [127.0, -127.0, 0.0, 5.0]
     assert torch.equal(twice.decode(twice.encode(x)), twice.round(x))
     assert str(twice) == "int8_full-through-bfloat16"
+
+
+def test_inner_channels_of_zeros_change_no_logit():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{**CONFIG, "attention_dropout": 0.0, "intermediate_size": 43})
+    model, ids = AutoModelForCausalLM.from_config(config).double().eval(), torch.arange(32)[None]
+    wide = widened(model, 64).double()
+    assert [tuple(p.weight.shape) for p in wide.model.layers[0].mlp.children() if hasattr(p, "weight")] == [
+        (64, 32), (64, 32), (32, 64)]  # fmt: skip
+    assert (wide(input_ids=ids).logits - model(input_ids=ids).logits).abs().max() < 1e-14
+    assert model.model.layers[0].mlp.down_proj.weight.shape == (32, 43)
 
 
 @pytest.mark.parametrize(
