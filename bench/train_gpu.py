@@ -41,6 +41,8 @@ RECIPES = (
     "fp8-block,fp8-block+joined,fp8-hybrid,fp8-static@hopper-fp8,fp8-static@hopper-fp8+joined,fp8-smooth-swiglu,fp8-coat"
 )
 STEPS = 4  # one after the other, as training takes them
+#: every variant's; or else a layer's buffers are kept for the next layer, through attention's backward pass
+COMPILED = {"allow_buffer_reuse": False}
 PEERS = "tensorwise,rowwise,rowwise_with_gw_hp"
 
 
@@ -115,7 +117,7 @@ def step_of(model: nn.Module, sizes: tuple[int, ...], device: str, compiled: boo
     torch.manual_seed(1)
     x = torch.randn(sizes[5], sizes[6], sizes[0], device=device, dtype=torch.bfloat16, requires_grad=True)
     g = torch.randn_like(x) / x.numel() ** 0.5
-    run = torch.compile(model, fullgraph=True) if compiled else model
+    run = torch.compile(model, fullgraph=True, options=COMPILED) if compiled else model
 
     def step() -> tuple[Tensor, ...]:
         model.zero_grad(set_to_none=True)

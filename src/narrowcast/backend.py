@@ -6,7 +6,7 @@ reason, and with ``backend="native"`` it raises instead.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import ModuleType
@@ -281,6 +281,39 @@ def _no_both_kernel(cast: str, across: str, dtype: torch.dtype) -> str | None:
         return reason(cast_of(cast), cast_of(across) if across else None)
     except InputError as error:
         return f"kernels know formats by their names: {error}"
+
+
+def choose_gates(backend: str, gate: QTensor, g: Tensor, scale: Tensor | None, what: str = "gated unit") -> Choice:
+    """Return what makes the gradients of a gated unit whose branches are kept as codes.
+
+    Raises InputError for an unknown backend. Under ``native`` plain PyTorch runs where there is no kernel: it is the
+    codes that had to be made natively.
+    """
+    if _asks_for_emulation(backend):
+        return Choice("emulate", _PLAINLY, "asked for")
+    reason = _no_kernels(g.device.type) or _no_gates_kernel(gate.cast.spelling, g.dtype) or _misnamed(gate.cast)
+    if reason is None and (scale is not None or gate.padded != gate.shape or g.dtype != gate.dtype):
+        reason = "kernels take branches without padding, of the gradient's dtype, not smoothed"
+    return _decide("auto", reason, Choice("native", "one Triton pass", ""), what)
+
+
+@constant
+def _no_gates_kernel(cast: str, dtype: torch.dtype) -> str | None:
+    """Return why no kernel makes those gradients from codes of a cast, or None where one does."""
+    from narrowcast.kernels.support import no_gates
+
+    return no_gates(cast_of(cast)) if dtype in _READ else f"kernels read float32, bfloat16 and float16, not {dtype}"
+
+
+def gates(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Return `passes.saved_gradients`, or its kernel twin (`choose_gates`)."""
+    if backend == "native":
+        from narrowcast.kernels.gates import saved_gradients as by
+
+        return by
+    from narrowcast.passes import saved_gradients
+
+    return saved_gradients
 
 
 def passes(backend: str) -> ModuleType:

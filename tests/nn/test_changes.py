@@ -95,7 +95,7 @@ def test_saved_inputs_give_the_gradients_of_what_they_decode_to():
     want = nn.functional.silu(Decoded()(c)) * Decoded()(d)
     want.backward(g)
     for found, expected in ((y, want), (a.grad, c.grad), (b.grad, d.grad)):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, expected, rtol=5e-5, atol=1e-6)  # `passes.sigmoid` in the gradients
 
 
 def test_saved_norm_gives_the_gradients_of_what_its_input_decodes_to():

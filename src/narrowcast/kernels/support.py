@@ -4,7 +4,7 @@ from dataclasses import fields
 from math import lcm
 from typing import Any
 
-from narrowcast.formats import Integer, Minifloat, Rounding
+from narrowcast.formats import Bottom, Integer, Minifloat, Rounding, Specials
 from narrowcast.formats.tabulated import Tabulated
 from narrowcast.kernels.elements import WORD
 from narrowcast.kernels.facts import rounding_of
@@ -48,6 +48,18 @@ def reason(cast: Cast) -> str | None:
     if cast.transform and cast.transform.size > 128:
         return f"transform {cast.transform}: kernels go up to hadamard128"
     return _shape_reason(cast)
+
+
+def no_gates(cast: Cast) -> str | None:
+    """Return why no kernel takes the branches of a gated unit as codes by ``cast``, or None where one does."""
+    fmt, tile, scale = cast.format, cast.tile, cast.scale
+    if not (isinstance(fmt, Minifloat) and fmt.bits == 8 and fmt.signed and fmt.specials is Specials.FN):
+        return f"kernels decode signed minifloats of 8 bits with one NaN, not {fmt}"
+    if fmt.bottom is not Bottom.SUBNORMAL or not (isinstance(scale, Narrow) and scale.format.name == "bfloat16"):
+        return f"kernels decode formats with subnormals under bfloat16 scales, not {cast}"
+    if tile.rows != 1 or tile.cols not in (16, 32, 64, 128) or cast.transform is not None:
+        return f"kernels take groups of 16 to 128 along a row, not {tile}"
+    return None
 
 
 def _shape_reason(cast: Cast) -> str | None:

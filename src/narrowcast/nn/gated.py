@@ -56,11 +56,12 @@ class Saved:
 
     def gradients(self, g: Tensor, codes: list[QTensor], smooth: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the gradients of gate and up, given the product's."""
-        a, u = (q.dequantize().float() for q in codes)
-        wide = g.float() if smooth is None else g.float() / smooth
-        sigmoid = torch.sigmoid(a)
-        silu = a * sigmoid
-        return (wide * u * (sigmoid + silu * (1 - sigmoid))).to(g.dtype), (wide * silu).to(g.dtype)
+        gate, up = codes
+        chosen = backend.choose_gates(self.backend, gate, g, smooth)
+        if chosen.backend == "emulate":
+            gate, up = tied(gate, g), tied(up, g)
+        found: tuple[Tensor, Tensor] = backend.gates(chosen.backend)(g, gate, up, smooth)
+        return found
 
 
 class _SavedProduct(torch.autograd.Function):
@@ -78,7 +79,7 @@ class _SavedProduct(torch.autograd.Function):
         *tensors, smooth = ctx.saved_tensors
         half = len(tensors) // 2
         parts = zip((tensors[:half], tensors[half:]), ctx.forms, strict=True)
-        codes = [tied(q, g) for q in (again(*part) for part in parts) if isinstance(q, QTensor)]
+        codes = [q for q in (again(*part) for part in parts) if isinstance(q, QTensor)]
         return *ctx.saved.gradients(g, codes, smooth), None, None
 
 

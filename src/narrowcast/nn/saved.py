@@ -10,10 +10,11 @@ from torch import Tensor
 
 from narrowcast.passes import later
 from narrowcast.quantize import Cast, QTensor
+from narrowcast.scaling import Narrow
 
 Kept = QTensor | Tensor  # an operand as a native gemm takes it, or decoded
 Form = tuple[Cast, tuple[int, ...], tuple[int, ...], torch.dtype, int] | None
-_SHORT = 16  # bits of a scale that a 16-bit integer keeps; in hand it is an int32
+_SHORT = ("bfloat16", "float16")  # formats of scales that decode from 16-bit integers too; usually they are 32-bit
 
 
 def tensors_of(x: Kept) -> list[Tensor]:
@@ -35,7 +36,6 @@ def again(tensors: list[Tensor], form: Form) -> Kept:
         return tensors[0]
     cast, shape, padded, dtype, axis = form
     codes, scales, *rest = tensors
-    scales = scales.int() & 0xFFFF if scales.dtype == torch.int16 else scales
     return QTensor(codes, scales, rest[0] if rest else None, cast, shape, padded, dtype, None, axis)
 
 
@@ -45,4 +45,4 @@ def tied(q: QTensor, gradient: Tensor) -> QTensor:
 
 
 def _short(cast: Cast, scales: Tensor) -> bool:
-    return scales.dtype == torch.int32 and cast.scale.bits == _SHORT
+    return scales.dtype == torch.int32 and isinstance(cast.scale, Narrow) and cast.scale.format.name in _SHORT

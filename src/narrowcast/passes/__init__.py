@@ -11,6 +11,7 @@ from narrowcast.passes.fused import (
     swiglu_both,
 )
 from narrowcast.passes.later import later
+from narrowcast.passes.saved import saved_gradients
 from narrowcast.passes.wide import (
     add_rms_norm,
     gelu,
@@ -38,6 +39,7 @@ __all__ = [
     "rms_norm_backward",
     "rms_norm_backward_both",
     "rms_norm_both",
+    "saved_gradients",
     "sigmoid",
     "smooth_scale",
     "swiglu",
