@@ -34,6 +34,7 @@ def test_an_order_alone_changes_nothing_and_a_cast_does(name, pairs):
     assert torch.allclose(logits(other), wide, atol=1e-5)
     narrow_cache(other, CacheCasts(key=cast("int4/1x4/e8m0"), value=cast("int8/row/fp32")))
     assert (logits(other) - wide).abs().max() > 1e-4
+    assert torch.equal(logits(copy.deepcopy(other)), logits(other))
     assert torch.equal(logits(model), wide)
 
 

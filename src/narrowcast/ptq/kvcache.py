@@ -22,6 +22,8 @@ from narrowcast.io.cached import CacheLayer
 from narrowcast.models.attention import repeated, set_layer_attention
 from narrowcast.quantize import Cast
 
+_CASTS = "narrowcast_cache_casts"  # attribute of modules: their name, and what is stored
+
 
 @dataclass(frozen=True)
 class CacheCasts:
@@ -102,17 +104,20 @@ def narrow_cache(
     ``[B, G, S, D]`` before. Raises InputError for an order of another shape, for an unknown module, and for a model
     whose attention cannot be set.
     """
-    names = {module: name for name, module in model.named_modules()}
-    if unknown := (casts.order.keys() | casts.own.keys()) - set(names.values()):
+    modules = dict(model.named_modules())
+    if unknown := (casts.order.keys() | casts.own.keys()) - modules.keys():
         raise InputError(f"cache: the model has no module {sorted(unknown)[0]!r}")
+    for name, module in modules.items():
+        module.__dict__[_CASTS] = name, casts  # with the module, so that a copy of the model has it too
 
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
-        if module in names:  # else another model that shares this one's config, and with it the setting
+        if _CASTS in module.__dict__:  # else another model that shares this one's config, and with it the setting
+            name, own = module.__dict__[_CASTS]
             if watch is not None:
-                watch(names[module], key, value)
-            query, key, value = _stored(casts, names[module], query, key, value)
+                watch(name, key, value)
+            query, key, value = _stored(own, name, query, key, value)
         return F.scaled_dot_product_attention(query, *repeated(query, key, value), attn_mask=mask, scale=scale)
 
     set_layer_attention(model, attend)
