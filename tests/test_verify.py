@@ -77,6 +77,8 @@ def test_json_file_and_what_is_emulated(plainly, capsys, tmp_path):
     assert run([*asked, "--json"]) == 0
     payload = json.loads(capsys.readouterr().out)
     assert json.loads((tmp_path / "verify-cpu.json").read_text()) == payload
+    assert run([*asked[:-1], str(tmp_path / "verify-cpu.json")]) == 2
+    assert "verify-cpu.json: is a file, expected a folder or nothing" in capsys.readouterr().err
     rows = payload["recipes"]
     assert [r["recipe"] for r in rows] == ["int8-block", "bf16"]
     assert rows[0]["codes"] == 0

@@ -36,6 +36,8 @@ def verify(
     Example: narrowcast verify --recipes fp8-tensorwise,fp8-block
     """
     where = _device(device)
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file, expected a folder or nothing")
     wanted = [n.strip() for n in names.split(",") if n.strip()] or list(recipes())
     for name in wanted:
         recipe(name)
