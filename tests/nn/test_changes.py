@@ -1,6 +1,7 @@
 """Gated units, norms and parametrisations that recipes put into a model."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from narrowcast.errors import InputError
 from narrowcast.models import default_config, from_config
 from narrowcast.nn.gated import Gated, GatedUnit, Saved, _SavedProduct, smoothing
 from narrowcast.nn.norm import Norms
+from narrowcast.nn.remade import Remade
 from narrowcast.nn.unit import UnitVariance
 from narrowcast.quantize import cast
 from narrowcast.train import parameter_groups
@@ -118,7 +120,7 @@ def test_recipes_change_a_llama_and_keep_its_parameters(recipe):
     report = nc.convert(model, recipe)
     assert {n: p.shape for n, p in model.named_parameters()} == names
     places = [r.name for r in report.rows if r.became == "changed"]
-    expected = {"fp8-coat": 2 + 5 + 2 * 6, "fp8-smooth-swiglu": 2, "fp8-static": 0}  # gated units, norms, layers
+    expected = {"fp8-coat": 2 + 5 + 4, "fp8-smooth-swiglu": 2, "fp8-static": 0}  # gated units, norms, blocks' halves
     assert len(places) == expected[recipe]
     after = model(input_ids=tokens).logits
     after.square().mean().backward()
@@ -152,3 +154,12 @@ def test_unit_variance_keeps_the_function_and_an_adam_step(width, base):
         model(x).square().sum().backward()
         step.step()
     torch.testing.assert_close(moved(x), base(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_remade_is_refused():
+    delayed = nc.recipe("fp8-delayed").linear
+    with pytest.raises(InputError, match="remade 'w': a scale comes from a history"):
+        replace(delayed, remade=("w",))
+    with pytest.raises(InputError, match="remade 'g': expected 'w', 'x' or both"):
+        replace(nc.recipe("fp8-coat").linear, remade=("g",))
+    assert Remade().apply(nn.Sequential(Mlp()), "auto")[0].became == "absent"  # nothing is narrow yet

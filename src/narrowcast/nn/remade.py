@@ -1,7 +1,6 @@
 """Inputs of linear layers whose codes compiled code makes again in the backward pass."""
 
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -17,18 +16,18 @@ class Remade(Change):
     attention: its output would be kept once more, wide.
 
     Attributes:
-        layers: glob patterns of their names.
+        layers: their names in the module that holds them.
     """
 
-    layers: tuple[str, ...] = ("*q_proj", "*k_proj", "*v_proj", "*gate_proj", "*up_proj", "*down_proj")
+    layers: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
 
     def swap(self, name: str, module: nn.Module, backend: str) -> nn.Module | None:
-        """See `Change.swap`; the layer itself stays."""
-        if not isinstance(module, Linear) or not any(fnmatchcase(name, pattern) for pattern in self.layers):
-            return None
-        if "x" not in module.spec.remade:
-            module.spec = replace(module.spec, remade=(*module.spec.remade, "x"))
-        return module
+        """See `Change.swap`; the module that holds the layers itself stays."""
+        found = [child for part, child in module.named_children() if part in self.layers and isinstance(child, Linear)]
+        for layer in found:
+            if "x" not in layer.spec.remade:
+                layer.spec = replace(layer.spec, remade=(*layer.spec.remade, "x"))
+        return module if found else None
 
     @property
     def wants(self) -> str:
@@ -36,4 +35,4 @@ class Remade(Change):
         return "narrow layer called " + ", ".join(self.layers)
 
     def __str__(self) -> str:
-        return "codes of the input made again for the backward pass, where compiled"
+        return f"codes of the inputs of {', '.join(self.layers)} made again, not kept, where compiled"

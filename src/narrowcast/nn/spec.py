@@ -34,10 +34,8 @@ class LinearSpec:
         for tensor in self.remade:
             if tensor not in ("w", "x"):
                 raise InputError(f"remade {tensor!r}: expected 'w', 'x' or both")
-            if self.cast(f"fwd.{tensor}").scale.delayed is not None:
-                raise InputError(
-                    f"operand fwd.{tensor} is scaled by a history, which may have moved on: keep its codes"
-                )
+            if any(self.cast(label).scale.delayed for label in OPERANDS if label.endswith(tensor)):
+                raise InputError(f"remade {tensor!r}: a scale comes from a history, which may move on; keep the codes")
         for label in ("fwd.x", "fwd.w", "dgrad.g"):
             if isinstance(self.operand(label), Reuse):
                 raise InputError(f"operand {label} cannot reuse a cast: it is the first of its tensor")
