@@ -177,7 +177,7 @@ def pretrain_table(report: dict[str, Any]) -> str:
         f"{training['tokens_per_step']:,} tokens from {corpus['bytes'] / 1e6:.0f} MB of Python, compiled: {ran['gpu']}, torch {ran['torch']}, {ran['date']}. "
         f"Same weights and batches; the baseline (torch's autocast, float32 weights) under {len(noise['losses'])} seeds. The clock counts updates at their "
         "median time; compiling and validating are left out. Curves and all figures in `bench/results/pretrain-cuda.json`, written by "
-        "`./dev bench pretrain_gpu`; `narrowcast report` makes its page. "
+        "`./dev bench pretrain_gpu`; `narrowcast report FOLDER` makes a page of a copy called FOLDER/report.json. "
         f"{report.get('note', '')}"
     )
     return f"{markdown(rows)}\n\n{note}"

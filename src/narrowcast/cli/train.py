@@ -65,7 +65,8 @@ def train(
 ) -> None:
     """Train one model under one recipe.
 
-    Writes metrics.jsonl, checkpoints and the trained model (a Hugging Face folder) to --out.
+    Writes metrics.jsonl, checkpoints and the trained model (a Hugging Face folder) to --out. A run killed at any moment
+    goes on with --resume to the same losses and weights bit for bit, given the same versions and the same kind of machine.
 
     Example: narrowcast train --recipe fp8-rowwise --steps 300 --out runs/fp8
     """
