@@ -66,7 +66,7 @@ def train(
     """Train one model under one recipe.
 
     Writes metrics.jsonl, checkpoints and the trained model (a Hugging Face folder) to --out. A run killed at any moment
-    goes on with --resume to the same losses and weights bit for bit, on the same kind of machine with the same versions.
+    goes on with --resume to the same losses and weights bit for bit, on a like machine with the same versions.
 
     Example: narrowcast train --recipe fp8-rowwise --steps 300 --out runs/fp8
     """
