@@ -7,8 +7,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from narrowcast.kernels import gates as gates_kernel
 from narrowcast.kernels import quantize as kernel
 from narrowcast.kernels.launch import Matrix, knobs, layout
+from narrowcast.kernels.produce import Producer
 from narrowcast.quantize import cast
 
 CASTS = ("mxfp4", "nvfp4", "e4m3fn/row/fp32/stochastic", "e4m3fn/1x32/e8m0/stochastic/hadamard32-fresh")
@@ -42,5 +44,18 @@ def compiled(spelling: str, shape: tuple[int, int] = (4096, 4096)) -> list[objec
     return [compiled_.asm["ptx"], compiled_.asm["ptx"].count(".local")]
 
 
+def gates() -> str:
+    """Return the PTX of the gradients of gates kept as codes."""
+    constant = {"M": 3, "BIAS": 7, "SOURCE": "bfloat16", "P": Producer("swiglu-backward"), "GROUPS": 128, "SIZE": 16}
+    kernel_, pointers = gates_kernel.gates_kernel, dict.fromkeys(("g_ptr", "d_gate_ptr"), "*i16")
+    pointers |= {f"{x}_ptr": "*u8" for x in ("gate", "up")} | {f"{x}_scales_ptr": "*i16" for x in ("gate", "up")}
+    names = kernel_.arg_names
+    signature = {name: "constexpr" if name in constant else pointers.get(name, "i32") for name in names}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in (*pointers, "groups")}
+    source = ASTSource(kernel_, signature, {(names.index(name),): v for name, v in constant.items()}, aligned)
+    options = {"num_warps": gates_kernel.WARPS, "enable_fp_fusion": False}
+    return str(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
+
+
 if __name__ == "__main__":
-    print(json.dumps({spelling: compiled(spelling) for spelling in CASTS}))
+    print(json.dumps({spelling: compiled(spelling) for spelling in CASTS} | {"gates": gates()}))
