@@ -24,6 +24,7 @@ import torch
 
 from narrowcast.analysis import LLAMA_8B, Layer, Work, predict
 from narrowcast.compare import CompareConfig, compare
+from narrowcast.place import Place
 from narrowcast.recipes import recipe
 from narrowcast.report import write
 from narrowcast.train import StepInfo, TrainConfig
@@ -136,6 +137,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
+    Place.of(options.device, "bfloat16")  # refuses a device that is not there before anything is copied
     begin = time.perf_counter()
     config = CompareConfig(settings(options), tuple(options.recipes.split(",")), "fp32", seeds=2)
 

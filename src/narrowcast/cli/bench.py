@@ -22,6 +22,7 @@ BENCHES = {
     "cast": ("quantize_gpu", "quantize-cuda.json", "quantizing kernels beside a copy"),
     "passes": ("passes_gpu", "passes-cuda.json", "passes over both orientations beside a copy"),
     "optimizer": ("optimizer_gpu", "optimizer-cuda.json", "optimizer steps beside torch's fused AdamW"),
+    "pretrain": ("pretrain_gpu", "pretrain-cuda.json", "real training beside bf16: loss and clock"),
     "accumulator": ("accumulator", "accumulator-cuda.json", "how FP8 products are summed"),
 }
 
