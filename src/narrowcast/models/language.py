@@ -51,8 +51,8 @@ _PLAIN = "narrowcast-causal"  # an attention without a mask of its own: `transfo
 def plain_causal(model: nn.Module) -> bool:
     """Let attention be causal without a mask, where that is all that its mask would say; return whether it is so.
 
-    `transformers` (5.17 with any torch, 5.24 with torch before 2.14) writes the mask out whenever it is compiled, and
-    the fast kernels take none. Batches are to be whole windows, without padding.
+    `transformers` 5.24 writes the mask out when compiled by torch before 2.14 (older versions always, it says), and the
+    fast kernels take none. Batches are to be whole windows, without padding.
     """
     config: Any = getattr(model, "config", None)
     if getattr(config, "_attn_implementation", None) != "sdpa" or getattr(config, "sliding_window", None) is not None:
