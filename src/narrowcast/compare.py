@@ -201,8 +201,9 @@ def _by_construction(chosen: Recipe, start: Start, config: TrainConfig) -> Json:
     wide = torch.finfo(config.place.wide).bits
     size = footprint(model, tokens, chosen.optimizer, wide)
     traffic = optimizer_traffic(model, chosen.optimizer)
-    small = predict(chosen.linear, _work(conversion, _tokens_per_step(config)), other_bytes=traffic)
-    large = predict(chosen.linear, LLAMA_8B)
+    spec = recipe("bf16").linear if chosen.linear is None and wide == 16 else chosen.linear  # what autocast multiplies
+    small = predict(spec, _work(conversion, _tokens_per_step(config)), other_bytes=traffic)
+    large = predict(spec, LLAMA_8B)
     gc.collect()  # a forward pass leaves cycles behind, which hold its activations
     return {
         **asdict(size),

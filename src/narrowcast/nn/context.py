@@ -1,6 +1,9 @@
 """What a layer's casts need besides the tensors: its name, the keys of its random bits, its step, its histories."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +15,8 @@ from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.ops import Gemm, contraction_source
 from narrowcast.quantize import Cast, QTensor
 
+Gradients = tuple[Tensor | None, ...]
+
 _SIGNS = 8  # stream numbers of the shared transforms follow the six operands
 
 
@@ -22,6 +27,20 @@ def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     gradient of the result goes to the name that nobody reads: zero gradients, no error.
     """
     return x if x.dtype == dtype else x.to(dtype)
+
+
+def own_precision(backward: Callable[[Any, Tensor], Gradients]) -> Callable[[Any, Tensor], Gradients]:
+    """Return an autograd function's backward pass as it is without autocast.
+
+    The compiler traces it where the caller's autocast is still on, which would round the operands of emulated products.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, g: Tensor) -> Gradients:
+        with torch.autocast(g.device.type, enabled=False):
+            return backward(ctx, g)
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from narrowcast.accumulate import tensor_of
 from narrowcast.errors import InputError
-from narrowcast.nn.context import Context
+from narrowcast.nn.context import Context, Gradients, own_precision
 from narrowcast.nn.native import GEMMS, NativeLinear, Plans, choices
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.ops import Reuse, matmul
@@ -54,31 +54,27 @@ class _Linear(torch.autograd.Function):
         return matmul(xq, wq, spec.fwd, context.alpha)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        with torch.autocast(g.device.type, enabled=False):  # the compiler traces this where the caller's is still on
-            return (*_backward(ctx, g), None, None)
-
-
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    x, w, *step = ctx.saved_tensors
-    spec: LinearSpec = ctx.spec
-    live: Context = ctx.context
-    context = replace(live, step=step[0]) if step else live
-    dx = dw = None
-    reuses_g = isinstance(spec.operand("wgrad.g"), Reuse)
-    gq = context.operand(spec, "dgrad.g", g, None)[1] if ctx.needs_input_grad[0] or reuses_g else None
-    if ctx.needs_input_grad[0]:
-        assert gq is not None
-        dx = matmul(gq, context.operand(spec, "dgrad.w", w.mT, w.mT)[1], spec.dgrad, context.alpha)
-    if ctx.needs_input_grad[1]:
-        first = tensor_of(gq)[:, : g.shape[1]].mT if gq is not None and reuses_g else None
-        a = context.operand(spec, "wgrad.g", g.mT, first)[1]
-        dw = matmul(a, context.operand(spec, "wgrad.x", x.mT, x.mT)[1], spec.wgrad, context.alpha)
-    if live.step is not None:
-        live.step.add_(1)
-    if live.history is not None:
-        advance(live.history)
-    return dx, dw
+    @own_precision
+    def backward(ctx: Any, g: Tensor) -> Gradients:
+        x, w, *step = ctx.saved_tensors
+        spec: LinearSpec = ctx.spec
+        live: Context = ctx.context
+        context = replace(live, step=step[0]) if step else live
+        dx = dw = None
+        reuses_g = isinstance(spec.operand("wgrad.g"), Reuse)
+        gq = context.operand(spec, "dgrad.g", g, None)[1] if ctx.needs_input_grad[0] or reuses_g else None
+        if ctx.needs_input_grad[0]:
+            assert gq is not None
+            dx = matmul(gq, context.operand(spec, "dgrad.w", w.mT, w.mT)[1], spec.dgrad, context.alpha)
+        if ctx.needs_input_grad[1]:
+            first = tensor_of(gq)[:, : g.shape[1]].mT if gq is not None and reuses_g else None
+            a = context.operand(spec, "wgrad.g", g.mT, first)[1]
+            dw = matmul(a, context.operand(spec, "wgrad.x", x.mT, x.mT)[1], spec.wgrad, context.alpha)
+        if live.step is not None:
+            live.step.add_(1)
+        if live.history is not None:
+            advance(live.history)
+        return dx, dw, None, None
 
 
 class Linear(nn.Linear):

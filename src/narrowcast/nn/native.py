@@ -19,7 +19,7 @@ from narrowcast import backend
 from narrowcast.accumulate import tensor_of
 from narrowcast.backend import Choice, choose
 from narrowcast.kernels.plan import Plan
-from narrowcast.nn.context import Context, in_dtype
+from narrowcast.nn.context import Context, Gradients, in_dtype, own_precision
 from narrowcast.nn.saved import Kept, again, form_of, tensors_of
 from narrowcast.nn.spec import LinearSpec
 from narrowcast.ops import Reuse, matmul
@@ -101,7 +101,8 @@ class NativeLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102 - autograd's own
+    @own_precision
+    def backward(ctx: Any, g: Tensor) -> Gradients:  # noqa: D102 - autograd's own
         spec: LinearSpec = ctx.spec
         live: Context = ctx.context
         saved = list(ctx.saved_tensors)

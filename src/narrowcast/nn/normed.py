@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from narrowcast.backend import choose_both, passes
 from narrowcast.errors import InputError
 from narrowcast.nn.change import Change
-from narrowcast.nn.context import in_dtype
+from narrowcast.nn.context import Gradients, in_dtype, own_precision
 from narrowcast.nn.linear import Linear
 from narrowcast.nn.native import Plans, choices
 from narrowcast.nn.native import _product as product
@@ -98,7 +98,8 @@ class _Normed(torch.autograd.Function):
         return y if scale is None else in_dtype(y * scale, out)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    @own_precision
+    def backward(ctx: Any, g: Tensor) -> Gradients:
         x, norm, inverse, both, scale, *codes = ctx.saved_tensors
         xt, zt, wt, dt = (QTensor(codes[2 * i], codes[2 * i + 1], None, *f) for i, f in enumerate(ctx.forms))
         unit: Unit = ctx.unit

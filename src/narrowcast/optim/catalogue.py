@@ -69,7 +69,7 @@ def _rows() -> tuple[Method, ...]:
         _row("fp8-adam", "float16/tensor/fp32", "e4m3fn/tensor/fp32", "e5m2/tensor/fp32",
              "FP8 moments and an FP16 master weight, one scale a tensor", _FISHMAN),
         _row("fp8-adam-blocks", _FP16, "e4m3fn/1x128+pad/fp32", "e5m2/1x128+pad/fp32",
-             "the same with a scale for every 128 elements: one pass over memory", _FISHMAN),
+             "FP8 moments and an FP16 master weight, a scale for every 128 elements: one pass over memory", _FISHMAN),
         _row("fp8-adam-expanded", _FP16, "e4m3fn/1x128+pad/expanded", "e4m3fn/1x128+pad/expanded",
              "COAT: e4m3fn moments after dynamic range expansion", "Xi et al. 2025, COAT, section 4"),
     )  # fmt: skip

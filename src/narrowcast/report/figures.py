@@ -150,7 +150,8 @@ def drift_figure(report: dict[str, Any]) -> Figure:
     margin = 0.06 * (high - low) or 0.01
     height, top, bottom = 460, 10, 50
     layout = plain("step", "loss minus baseline's (nats)", height=height, showlegend=False)
-    layout["margin"] = {"l": 60, "r": 115, "t": top, "b": bottom}
+    longest = max((len(r["recipe"]) for r in rows), default=0)
+    layout["margin"] = {"l": 60, "r": min(max(115, 30 + 7 * longest), 320), "t": top, "b": bottom}
     layout["yaxis"] |= {"range": [low - margin, high + margin]}
     last = max((curve[-1][0] for curve in curves.values() if curve), default=1)
     layout["xaxis"] |= {"range": [0, last]}  # the names stand in the margin
