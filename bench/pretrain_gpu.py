@@ -22,10 +22,8 @@ from typing import Any
 
 import torch
 
-from narrowcast.analysis import LLAMA_8B, Layer, Work, predict
 from narrowcast.compare import CompareConfig, compare
 from narrowcast.place import Place
-from narrowcast.recipes import recipe
 from narrowcast.report import write
 from narrowcast.train import StepInfo, TrainConfig
 
@@ -102,18 +100,10 @@ def clocked(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def renamed(report: dict[str, Any]) -> dict[str, Any]:
-    """Return the report with its baseline called what it is and foretold as bf16, without names of this machine."""
-    spec, tokens = recipe("bf16").linear, report["training"]["tokens_per_step"]
+    """Return the report with its baseline called what it is, without names of this machine."""
     base = next(row for row in report["rows"] if row["verdict"] == "baseline")
-    linears = [site for site in base["conversion"] if site["kind"] == "Linear"]
-    narrow, wide = (
-        tuple(Layer(*site["shape"]) for site in linears if ("lm_head" in site["name"]) is head)
-        for head in (False, True)
-    )
-    here, large = predict(spec, Work("this model", narrow, tokens, wide)), predict(spec, LLAMA_8B)
     said = {
         "recipe": AUTOCAST, "summary": "plain PyTorch: torch.autocast in bfloat16, float32 weights", "paper": "PyTorch",
-        "h100_step_seconds": here.seconds, "h100_8b_step_seconds": large.seconds, "h100_note": large.note,
     }  # fmt: skip
     rows = [row | said if row is base else row for row in report["rows"]]
     for row in rows:
