@@ -8,6 +8,7 @@ from tests.browser import browse, needs_chromium
 
 import narrowcast.studies as registry
 from narrowcast.cli import run
+from narrowcast.cli.study import _command
 from narrowcast.errors import InputError
 from narrowcast.report.study import study_page
 from narrowcast.studies import Check, Outcome, Setting, Study, carry_out, verdict
@@ -132,3 +133,9 @@ def test_a_browser_draws_the_page(tmp_path):
 
 def test_facts_hold_no_function():
     assert json.dumps(replace(made_up(), needs=("data",)).facts())
+
+
+@pytest.mark.parametrize("script", ["/usr/bin/narrowcast", "src/narrowcast/__main__.py"])
+def test_a_result_keeps_the_command_that_made_it(script, monkeypatch):
+    monkeypatch.setattr("sys.argv", [script, "study", "21"])
+    assert _command() == "narrowcast study 21"
