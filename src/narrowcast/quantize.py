@@ -125,7 +125,7 @@ class Cast:
         if not (bare and isinstance(self.format, Minifloat) and self.format.torch_dtype == x.dtype):
             return None
         scales, shape = torch.ones((1,) * x.dim(), device=x.device), tuple(x.shape)
-        codes = x.detach().reshape(-1).view(torch.uint8).view(*shape[:-1], -1)  # an axis of 1 may have any stride
+        codes = x.detach().reshape(-1).contiguous().view(torch.uint8).view(*shape[:-1], -1)  # flat: any strides
         return QTensor(codes, scales, None, self, shape, shape, x.dtype)
 
     def settle(self, x: Tensor, ratio: Tensor | None = None, what: str = "tensor") -> "Settled":
