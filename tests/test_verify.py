@@ -25,7 +25,7 @@ def plainly(monkeypatch):
     """Let `Cast.quantize` stand for the kernels, so that nothing is interpreted."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(backend, "narrow", lambda cast, *rest: cast.quantize(*rest))
-    monkeypatch.setattr(backend, "narrow_both", lambda *_: None)
+    monkeypatch.setattr(backend, "narrow_both", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize("recipe", ["fp8-delayed", "fp8-block", "mxfp4-rht-sr", "nvfp4"])

@@ -221,15 +221,11 @@ def narrow_both(
     x: Tensor,
     first: Cast,
     second: Cast | None,
-    streams: tuple[Stream | None, Stream | None] = (None, None),
-    history: Tensor | None = None,
-    what: str = "tensor",
-    after: Tensor | None = None,
-    like: Tensor | None = None,
+    **how: Unpack[How],
 ) -> tuple[QTensor, QTensor] | None:
     """Return codes of a matrix by ``first`` and of its transpose by ``second`` (None: the same codes turned).
 
-    In one pass over ``x``; None where no kernel makes both of these at once.
+    In one pass over ``x``; None where no kernel makes both of these at once. ``how``: as for `quantize_both`.
     """
     choice = choose_both("auto", first, second, x)
     random = first.random or (second is not None and second.random)
@@ -237,8 +233,6 @@ def narrow_both(
         return None  # eight draws are made at once
     from narrowcast.kernels.passes import quantize_both as both  # by name: compiled code follows no import_module
 
-    how: How = {"stream": streams[0], "across_stream": streams[1], "history": history, "what": what}
-    how |= {"after": after, "like": like}
     one, two = both(x, first, second, **how)
     return one, replace(two, axis=-1)
 

@@ -10,10 +10,11 @@ from torch import nn
 import narrowcast as nc
 from narrowcast.errors import InputError
 from narrowcast.models import default_config, from_config
-from narrowcast.nn.gated import Gated, GatedUnit, Saved, _SavedProduct, smoothing
+from narrowcast.nn.gated import Gated, GatedUnit, Saved, _SavedProduct
 from narrowcast.nn.norm import Norms
 from narrowcast.nn.remade import Remade
 from narrowcast.nn.unit import UnitVariance
+from narrowcast.passes import smooth_scale
 from narrowcast.quantize import cast
 from narrowcast.train import parameter_groups
 
@@ -47,7 +48,7 @@ def changed(change, model: nn.Module) -> nn.Module:
 
 def test_smoothing_is_the_next_power_of_two():
     up = torch.tensor([[0.0, 0.0], [1.0, -4.0], [4.1, 0.0], [float("nan"), 1.0], [float("inf"), 1.0], [1e-40, 0.0]])
-    assert smoothing(up).flatten().tolist() == [1.0, 4.0, 8.0, 1.0, 1.0, 2.0**-126]
+    assert smooth_scale(up).flatten().tolist() == [1.0, 4.0, 8.0, 1.0, 1.0, 2.0**-126]
 
 
 def test_smooth_swiglu_changes_no_bit_of_a_wide_model():

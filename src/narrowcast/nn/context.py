@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from narrowcast.accumulate import Codes
 from narrowcast.formats import Stream
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.ops import Gemm, contraction_source
+from narrowcast.passes import How
 from narrowcast.quantize import Cast, QTensor
 
 Gradients = tuple[Tensor | None, ...]
@@ -78,18 +79,12 @@ class Context:
         return replace(made, shape=tuple(wide.shape))  # what was padded before the cast is cut with the rest
 
     def narrow_both(
-        self,
-        spec: LinearSpec,
-        first: str,
-        second: str,
-        wide: Tensor,
-        after: Tensor | None = None,
-        like: Tensor | None = None,
+        self, spec: LinearSpec, first: str, second: str, wide: Tensor, **how: Unpack[How]
     ) -> tuple[QTensor, QTensor]:
         """Return operand ``first``, cast from ``wide``, and operand ``second``, of its transpose: cast, or reused.
 
-        In one pass where a kernel makes both at once: where nothing is padded, rotated or remembered twice. ``after``,
-        ``like``: see `How`.
+        In one pass where a kernel makes both at once: where nothing is padded, rotated or remembered twice. ``how``:
+        ``after`` and ``like`` of `How`; the rest is the layer's.
         """
         cast, other = spec.operand(first), spec.operand(second)
         assert isinstance(cast, Cast)
@@ -98,13 +93,14 @@ class Context:
         plain = gemms[position].transform is None and gemms[across].transform is None
         if plain and not isinstance(other, Cast):
             source, stream, history, what = self.ready(gemms[position], first, cast, wide, position)
-            made = backend.narrow_both(source, cast, None, (stream, None), history, what, after, like)
+            how |= {"stream": stream, "history": history, "what": what}
+            made = backend.narrow_both(source, cast, None, **how)
         elif plain and isinstance(other, Cast) and cast.scale.delayed is None and other.scale.delayed is None:
             source, stream, _, what = self.ready(gemms[position], first, cast, wide, position)
             turned, other_stream, _, _ = self.ready(gemms[across], second, other, wide.mT, across)
             whole = source.shape == turned.shape[::-1] == wide.shape
-            streams = (stream, other_stream)
-            made = backend.narrow_both(wide, cast, other, streams, None, what, after, like) if whole else None
+            how |= {"stream": stream, "across_stream": other_stream, "what": what}
+            made = backend.narrow_both(wide, cast, other, **how) if whole else None
         else:
             made = None
         if made is None:

@@ -20,21 +20,11 @@ from narrowcast import backend
 from narrowcast.errors import InputError
 from narrowcast.nn.change import Change
 from narrowcast.nn.context import in_dtype
-from narrowcast.nn.saved import again, form_of, tensors_of, tied
+from narrowcast.nn.saved import codes_again, form_of, tensors_of, tied
+from narrowcast.passes import smooth_scale
 from narrowcast.quantize import Cast, QTensor
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
-_EXPONENT = 0x7F800000  # float32's exponent field
-
-
-def smoothing(up: Tensor) -> Tensor:
-    """Return the power of two at or above each token's largest magnitude, ``[..., 1]`` float32, without gradient.
-
-    1 for a token of zeros, and for one that is not finite: it stays what it is.
-    """
-    amax = up.detach().abs().amax(-1, keepdim=True).float()
-    bits = (amax.clamp(2.0**-126, 2.0**126).view(torch.int32) + (1 << 23) - 1) & _EXPONENT
-    return torch.where((amax > 0) & amax.isfinite(), bits.view(torch.float32), 1.0)
 
 
 @dataclass(frozen=True)
@@ -77,10 +67,7 @@ class _SavedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, smooth = ctx.saved_tensors
-        half = len(tensors) // 2
-        parts = zip((tensors[:half], tensors[half:]), ctx.forms, strict=True)
-        codes = [q for q in (again(*part) for part in parts) if isinstance(q, QTensor)]
-        return *ctx.saved.gradients(g, codes, smooth), None, None
+        return *ctx.saved.gradients(g, codes_again(tensors, ctx.forms), smooth), None, None
 
 
 class GatedUnit(nn.Module):
@@ -100,7 +87,7 @@ class GatedUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the unit's output for ``x`` ``[..., width]``."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        s = smoothing(up) if self.smooth else None
+        s = smooth_scale(up.detach()) if self.smooth else None
         if self.saved is None:
             y: Tensor = self.down_proj(F.silu(gate) * (up if s is None else (up / s).to(up.dtype)))
         else:

@@ -199,7 +199,7 @@ def _dgrad(context: Context, spec: LinearSpec, how: Plans, g: Kept | None, w: Ke
     if isinstance(w, QTensor):
         wq = w
     elif "w" in spec.remade:
-        wq = context.narrow_both(spec, "fwd.w", "dgrad.w", w, g.codes)[1]
+        wq = context.narrow_both(spec, "fwd.w", "dgrad.w", w, after=g.codes)[1]
     else:
         wq = context.narrow(spec, "dgrad.w", w.mT)
     return _product(g, wq, spec, "dgrad", how.dgrad, context.alpha, dtype)

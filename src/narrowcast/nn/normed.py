@@ -20,6 +20,7 @@ from narrowcast.nn.context import Gradients, in_dtype, own_precision
 from narrowcast.nn.linear import Linear
 from narrowcast.nn.native import Plans, choices
 from narrowcast.nn.native import _product as product
+from narrowcast.nn.saved import codes_again, form_of, tensors_of
 from narrowcast.nn.spec import LinearSpec
 from narrowcast.ops import Reuse, matmul
 from narrowcast.quantize import Cast, QTensor
@@ -92,8 +93,8 @@ class _Normed(torch.autograd.Function):
         dq, dt = run.quantize_both(down, *cast_w, what="weight of down")
         y = unit.product("fwd", zq, dq, out, alphas[1])
         kept = (xt, zt, wt, dt)
-        ctx.save_for_backward(x, norm, inverse, both, scale, *(t for q in kept for t in (q.codes, q.scales)))
-        ctx.forms = [(q.cast, q.shape, q.padded, q.dtype) for q in kept]
+        ctx.save_for_backward(x, norm, inverse, both, scale, *(t for q in kept for t in tensors_of(q)))
+        ctx.forms = [form_of(q) for q in kept]
         ctx.unit, ctx.types, ctx.alphas = unit, (gated.dtype, down.dtype), alphas
         return y if scale is None else in_dtype(y * scale, out)
 
@@ -101,7 +102,7 @@ class _Normed(torch.autograd.Function):
     @own_precision
     def backward(ctx: Any, g: Tensor) -> Gradients:
         x, norm, inverse, both, scale, *codes = ctx.saved_tensors
-        xt, zt, wt, dt = (QTensor(codes[2 * i], codes[2 * i + 1], None, *f) for i, f in enumerate(ctx.forms))
+        xt, zt, wt, dt = codes_again(codes, ctx.forms)
         unit: Unit = ctx.unit
         first, last = ctx.alphas
         run, cast = unit.passes, unit.casts("g")

@@ -39,6 +39,13 @@ def again(tensors: list[Tensor], form: Form) -> Kept:
     return QTensor(codes, scales, rest[0] if rest else None, cast, shape, padded, dtype, None, axis)
 
 
+def codes_again(tensors: list[Tensor], forms: list[Form]) -> list[QTensor]:
+    """Return several operands that are all codes, each taken apart into equally many tensors, one after the other."""
+    each = len(tensors) // len(forms)
+    found = [again(tensors[i * each : (i + 1) * each], form) for i, form in enumerate(forms)]
+    return [q for q in found if isinstance(q, QTensor)]
+
+
 def tied(q: QTensor, gradient: Tensor) -> QTensor:
     """Return ``q``, in compiled code not to be decoded before ``gradient`` is there (`passes.later`)."""
     return replace(q, codes=later(q.codes, gradient), scales=later(q.scales, gradient))

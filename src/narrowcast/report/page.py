@@ -1,6 +1,5 @@
 """One self-contained HTML file from one report."""
 
-import json
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -8,6 +7,7 @@ from string import Template
 from typing import Any
 
 from narrowcast.io import write_atomic
+from narrowcast.report.document import embedded
 from narrowcast.report.figures import (
     clock_figure,
     colours,
@@ -58,7 +58,7 @@ def render(report: dict[str, Any]) -> str:
         conversions=conversion_tables(report),
         facts=facts_table(report),
         constants=gpu_table(report),
-        figures=_embedded(
+        figures=embedded(
             {
                 "gap": gap_figure(report),
                 "drift": drift_figure(report),
@@ -68,7 +68,7 @@ def render(report: dict[str, Any]) -> str:
             }
         ),
         keys=_keys(report),
-        maps=_embedded(heat_maps(report)),
+        maps=embedded(heat_maps(report)),
     )
 
 
@@ -81,11 +81,6 @@ def _keys(report: dict[str, Any]) -> str:
         f"{escape(name)}</button>"
         for name, colour in colours(report).items()
     )
-
-
-def _embedded(value: Any) -> str:
-    """Return JSON that cannot end the script element it stands in."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 
 def write(report: dict[str, Any], folder: Path) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from narrowcast.errors import CheckFailed
 from narrowcast.formats import format
 from narrowcast.nn.change import Change
-from narrowcast.nn.gated import smoothing
+from narrowcast.passes import smooth_scale
 from narrowcast.quantize import cast
 from narrowcast.recipes import Recipe, recipe
 from narrowcast.studies.small_training import prepared
@@ -55,7 +55,7 @@ def _golden(setting: Setting) -> list[Check]:
     g = torch.Generator().manual_seed(setting.seed)
     gate, up = (torch.randn(64, 96, generator=g, dtype=torch.float32) * 5 for _ in "ab")
     w = torch.randn(32, 96, generator=g) / 10
-    s = smoothing(up)
+    s = smooth_scale(up)
     same = torch.equal(F.silu(gate) * (up / s) * s, F.silu(gate) * up)
     product = torch.equal((F.silu(gate) * (up / s)) @ w.T * s, (F.silu(gate) * up) @ w.T)
     scale = cast(
