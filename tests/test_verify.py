@@ -2,22 +2,36 @@
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 
-from narrowcast import backend, verify
+from narrowcast import backend, passes, verify
 from narrowcast.accumulate import HOPPER_FP16, Codes
 from narrowcast.cli import run
 from narrowcast.cli.common import console
+from narrowcast.cli.verify import _bounds
 from narrowcast.kernels.plan import BLOCKS, Plan
+from narrowcast.optim import NarrowOptimizer
 from narrowcast.quantize import QTensor, cast
+from narrowcast.verify import states
 from narrowcast.verify.sums import KNOWN, ORDERS, in_order, operands
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
 E4 = ("fp8", "e4m3fn", "e4m3fn")
 FAST, SPLIT = Plan(*E4, "tensor", "tensor", True), Plan(*E4, "row", "row")
+
+
+class Plain:
+    """The definition of passes in the place of kernels."""
+
+    def __getattr__(self, name):
+        return getattr(passes, name)
+
+    def against(self, *_):
+        return None
 
 
 @pytest.fixture
@@ -26,6 +40,8 @@ def plainly(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(backend, "narrow", lambda cast, *rest: cast.quantize(*rest))
     monkeypatch.setattr(backend, "narrow_both", lambda *_, **__: None)
+    monkeypatch.setattr(backend, "passes", lambda _: Plain())
+    monkeypatch.setattr(backend, "gates", lambda _: passes.saved_gradients)
 
 
 @pytest.mark.parametrize("recipe", ["fp8-delayed", "fp8-block", "mxfp4-rht-sr", "nvfp4"])
@@ -35,6 +51,8 @@ def test_the_definition_verifies_against_itself(plainly, recipe):
     casts = {"fp8-delayed": 3, "fp8-block": 6, "mxfp4-rht-sr": 6, "nvfp4": 5}[recipe]
     assert found.codes == (casts + 6) * len(verify.INPUTS) * 3
     assert found.products == 3 * len(verify.INPUTS) * 3
+    assert found.written == 2 * found.products
+    assert found.fused == 9 * len(verify.INPUTS) * (recipe in ("fp8-delayed", "fp8-block"))
     assert 0 < found.worst < 1 or recipe != "fp8-delayed"
 
 
@@ -57,6 +75,63 @@ def test_one_wrong_code_and_one_wrong_product_are_found(plainly, monkeypatch, ca
     assert "recipe fp8-rowwise: fwd of normal" in capsys.readouterr().err
 
 
+def test_a_wrong_rounding_and_a_wrong_pass_are_found(plainly, monkeypatch):
+    gemm, shapes = backend.gemm, verify.SMALL
+
+    def rounded_up(a, b, plan, out):
+        return (
+            torch.nextafter(gemm(a, b, plan, out), torch.tensor(torch.inf, dtype=out))
+            if out == torch.float16
+            else gemm(a, b, plan, out)
+        )
+
+    monkeypatch.setattr(backend, "gemm", rounded_up)
+    (found,) = verify.verify(["fp8-rowwise"], torch.device("cpu"), shapes=shapes)
+    assert found.failed == 0
+    assert found.written / 2 == found.misrounded == found.products
+    assert "fwd of normal bfloat16 [24, 48] by [16, 48], written in float16: " in found.first
+    monkeypatch.setattr(backend, "gemm", gemm)
+
+    def wrong(*rest, **how):
+        one, two = passes.gelu_both(*rest, **how)
+        one.codes[0, 0] ^= 1
+        return one, two
+
+    monkeypatch.setattr(Plain, "gelu_both", staticmethod(wrong), raising=False)
+    (found,) = verify.verify(["fp8-static"], torch.device("cpu"), shapes=shapes)
+    assert (found.fused, found.fused_differing) == (9 * 7, 7)
+    assert found.first.startswith("gelu by e4m3fn of normal bfloat16 [24, 48]: codes: 1 differ, first at (0, 0)")
+
+
+def test_an_optimizer_step_that_differs_is_found(monkeypatch):
+    from narrowcast.optim import narrow
+
+    honest, device = narrow.plain_step, torch.device("cpu")
+    monkeypatch.setattr(
+        states, "NarrowOptimizer", lambda *a, backend, **how: NarrowOptimizer(*a, backend="emulate", **how)
+    )
+    assert verify.verify_optimizer("fp8-adam-blocks", device, quick=True).ok
+    calls = count()
+
+    def other(chosen, work, numbers, seed, step):
+        honest(chosen, work, numbers, seed, step)
+        if next(calls) == 0:
+            work.state["m.codes"][5] ^= 1
+
+    monkeypatch.setattr(narrow, "plain_step", other)
+    found = verify.verify_optimizer("fp8-adam-blocks", device, quick=True)
+    assert found.differing == 1
+    assert found.first.startswith("m.codes of parameter 0 of normal bfloat16 after step 1: 1 differ, first at (5,): ")
+
+
+@pytest.mark.parametrize(("capability", "said"), [((9, 0), False), ((10, 0), True), ((8, 9), True)])
+def test_off_hopper_the_bounds_are_said_to_be_hoppers(capability, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    line = _bounds(torch.device("cuda"))
+    assert line.startswith("Hopper's (sm_90)")
+    assert ("this is sm_{}{}".format(*capability) in line) is said
+
+
 @pytest.mark.parametrize("columns", [80, 120, 200])
 def test_two_failures_are_told_in_lines_that_fit(plainly, monkeypatch, capsys, columns):
     monkeypatch.setattr(console, "width", columns)
@@ -68,7 +143,7 @@ def test_two_failures_are_told_in_lines_that_fit(plainly, monkeypatch, capsys, c
     rows = [line.split() for line in out.splitlines() if line.startswith(("bf16 ", "fp16 ", "int8-block "))]
     assert [row[-1] for row in rows[:3]] == ["FAILED", "FAILED", "emulated"]
     assert [row[:2] for row in rows[3:]] == [["bf16", "FAILED:"], ["fp16", "FAILED:"]]
-    assert "bf16 FAILED: fwd of normal bfloat16 [24, 40] by [16, 40]:" in out
+    assert "bf16 FAILED: fwd of normal bfloat16 [24, 48] by [16, 48]:" in out
     assert err.strip().endswith("; also fp16")
 
 

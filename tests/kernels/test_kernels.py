@@ -27,6 +27,12 @@ def test_bits_of_both_orientations_in_the_interpreter():
 
 
 @needs_triton
+def test_what_verify_runs_in_the_interpreter():
+    out = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "verify_bits.py")], interpret=True)
+    assert " passed" in out and "skipped" not in out
+
+
+@needs_triton
 def test_compiled_for_a_gpu_that_is_not_here():
     """No fused multiply-add, no flushed subnormals, IEEE division; nothing in local memory, 16-byte loads."""
     kernels = json.loads(run([str(HERE / "ptx.py")], interpret=False))

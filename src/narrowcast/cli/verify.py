@@ -3,8 +3,9 @@
 import json
 import math
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -14,53 +15,78 @@ from narrowcast.backend import capability
 from narrowcast.cli.common import DeviceOption, JsonFlag, SeedOption, console, emit, progress
 from narrowcast.errors import CheckFailed, InputError
 from narrowcast.io import versions, write_atomic
+from narrowcast.optim import optimizers
 from narrowcast.recipes import recipe, recipes
-from narrowcast.verify import SHAPES, SMALL, Finding
+from narrowcast.verify import SHAPES, SMALL, Finding, OptimizerFinding, verify_optimizer
 from narrowcast.verify import verify as run
 
 
 def verify(
-    names: Annotated[str, typer.Option("--recipes", help="Comma-separated names [all].")] = "",
+    names: Annotated[str, typer.Option("--recipes", help="Comma-separated names [all, and all optimizers].")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="One small shape.")] = False,
     device: DeviceOption = "auto",
     out: Annotated[Path | None, typer.Option("--out", help="Folder for verify-DEVICE.json [none].")] = None,
     seed: SeedOption = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Prove that kernels give the emulation's bits: codes, scales and products of every recipe, on this machine.
+    """Prove that kernels give the emulation's bits: codes, scales, products and optimizer steps, on this machine.
 
     Shapes that no tile divides, rows of zeros, outliers, subnormals, NaN and infinities. Codes and scales must be equal
-    bit for bit; products lie within what the tensor core's accumulator may lose. Exit status 1 where not. Without a
-    GPU, TRITON_INTERPRET=1 in the environment interprets the kernels on the CPU, slowly: add --quick.
+    bit for bit, also where a norm, a gate or a gradient is made in the same pass; products lie within what the tensor
+    core's accumulator may lose, and in 16 bits are the rounding of that. RECIPE+OPTIMIZER tries that optimizer's steps
+    too. Exit status 1 where not. Without a GPU, TRITON_INTERPRET=1 in the environment interprets the kernels on the
+    CPU, slowly: add --quick.
 
-    Example: narrowcast verify --recipes fp8-tensorwise,fp8-block
+    Example: narrowcast verify --recipes fp8-tensorwise,fp8-block+fp8-adam
     """
     where = _device(device)
     if out is not None and out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, expected a folder or nothing")
-    wanted = [n.strip() for n in names.split(",") if n.strip()] or list(recipes())
-    for name in wanted:
-        recipe(name)
+    wanted = [n.strip() for n in names.split(",") if n.strip()]
+    states = dict.fromkeys(s for s in (recipe(n).optimizer for n in wanted) if s) if wanted else optimizers()
+    wanted = wanted or list(recipes())
     with progress() as bar, warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*invalid value", RuntimeWarning)  # numpy's, in Triton's interpreter
-        task = bar.add_task("verify", total=len(wanted), note="")
-        found = run(
-            wanted, where, shapes=SMALL if quick else SHAPES, seed=seed,
-            note=lambda what: bar.update(task, advance=1, note=what),
-        )  # fmt: skip
+        task = bar.add_task("verify", total=len(wanted) + len(states), note="")
+
+        def note(what: str) -> None:
+            bar.update(task, advance=1, note=what)
+
+        found = run(wanted, where, shapes=SMALL if quick else SHAPES, seed=seed, note=note)
+        steps = []
+        for name in states:
+            note(name)
+            steps.append(verify_optimizer(name, where, seed=seed, quick=quick))
     shapes = [list(s) for s in (SMALL if quick else SHAPES)]
     payload = {
-        "machine": versions(), "device": where.type, "shapes": shapes, "seed": seed,
-        "recipes": [f.to_json() for f in found],
+        "machine": versions(), "device": where.type, "bounds": _bounds(where), "shapes": shapes, "seed": seed,
+        "recipes": [f.to_json() for f in found], "optimizers": [f.to_json() for f in steps],
     }  # fmt: skip
     file = None if out is None else out / f"verify-{where.type}.json"
     if file is not None:
         write_atomic(file, (json.dumps(payload, indent=1) + "\n").encode())
-    emit(payload, as_json, lambda: _show(found, where, file))
-    failed = [f.recipe for f in found if not f.ok]
+    emit(payload, as_json, lambda: _show(found, steps, where, file))
+    failed = _failed(found, steps)
     if failed:
-        first = next(f.first for f in found if not f.ok)
-        raise CheckFailed(f"recipe {failed[0]}: {first}" + (f"; also {', '.join(failed[1:])}" if failed[1:] else ""))
+        (kind, name, first), others = failed[0], ", ".join(name for _, name, _ in failed[1:])
+        raise CheckFailed(f"{kind} {name}: {first}" + (f"; also {others}" if others else ""))
+
+
+def _failed(found: list[Finding], steps: list[OptimizerFinding]) -> list[tuple[str, str, str]]:
+    """Return kind, name and first difference of all that failed."""
+    recipes_ = [("recipe", f.recipe, f.first) for f in found if not f.ok]
+    return recipes_ + [("optimizer", f.optimizer, f.first) for f in steps if not f.ok]
+
+
+def _bounds(where: torch.device) -> str:
+    """Return whose accumulator the bounds of products are, and what that means here."""
+    if where.type != "cuda":
+        return "float32's, summed in any order"
+    major, minor = torch.cuda.get_device_capability(where)
+    hopper = "Hopper's (sm_90)"
+    if major == 9:
+        return hopper
+    return f"{hopper}, as is the model; this is sm_{major}{minor}: a product beyond them may be its own way of summing"
 
 
 def _device(name: str) -> torch.device:
@@ -75,41 +101,55 @@ def _device(name: str) -> torch.device:
     return where
 
 
-def _show(found: list[Finding], where: torch.device, file: Path | None) -> None:
-    table = Table(box=None, pad_edge=False)
-    for head in ("recipe", "codes", "products", "worst", "model", ""):
-        table.add_column(head, justify="left" if head in ("recipe", "") else "right", no_wrap=True)
-    for f in found:
-        table.add_row(*_row(f))
+def _show(found: list[Finding], steps: list[OptimizerFinding], where: torch.device, file: Path | None) -> None:
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "Triton's interpreter"
     console.print(f"native against emulate on {name}\n")
-    console.print(table)
-    console.print(f"\n{_LEGEND}\n", style="dim")
+    console.print(_table(("recipe", "codes", "passes", "products", "16 bits", "worst", "model"), map(_row, found)))
+    console.print(f"\n{_LEGEND}\nbounds    {_bounds(where)}\n", style="dim")
+    if steps:
+        rows = [(f.optimizer, _count(f.parts, f.differing), "ok" if f.ok else "FAILED") for f in steps]
+        console.print(_table(("optimizer", "states"), rows))
+        console.print(f"\n{_STATES}\n", style="dim")
     for f in found:
         for gemm, kernel in f.kernels.items():
             if kernel.startswith("emulated"):
                 console.print(f"{f.recipe}, {gemm}: {kernel}", style="dim")
-    for f in found:
-        if not f.ok:
-            console.print(f"{f.recipe} FAILED: {f.first}", style="bold")
+    for _, name, first in _failed(found, steps):
+        console.print(f"{name} FAILED: {first}", style="bold")
     if file is not None:
         console.print(f"written: {file}")
 
 
 _LEGEND = """\
 codes     operands whose codes and scales are equal, bit for bit
+passes    norms, gates and gradients made in one pass with their codes: equal, bit for bit
 products  whose every element lies within what the accumulator may lose
-worst     the largest error as a share of that
+16 bits   the same written in bfloat16 and float16: rounded once from those sums
+worst     the largest error of a product as a share of its bound
 model     elements of products that the accumulator's model gives bit for bit"""
+_STATES = "states    parameters, moments and masters after each step: equal, bit for bit"
 
 
-def _row(f: Finding) -> tuple[Any, ...]:
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for head in (*heads, ""):
+        table.add_column(head, justify="left" if head in (heads[0], "") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _row(f: Finding) -> tuple[str, ...]:
     if not f.codes:
-        return (f.recipe, "none", "none", "", "", "emulated")
+        return (f.recipe, "none", "none", "none", "none", "", "", "emulated")
     share = f"{_floor(100 * f.equal / f.modelled)} %" if f.modelled else ""
-    within = f"{f.products - f.failed} of {f.products}"
-    equal = f"{f.codes - f.differing} of {f.codes}"
-    return (f.recipe, equal, within, f"{f.worst:.3f}", share, "ok" if f.ok else "FAILED")
+    counts = ((f.codes, f.differing), (f.fused, f.fused_differing), (f.products, f.failed), (f.written, f.misrounded))
+    return (f.recipe, *(_count(*c) for c in counts), f"{f.worst:.3f}", share, "ok" if f.ok else "FAILED")
+
+
+def _count(tried: int, wrong: int) -> str:
+    """Return how many are right; of how many, where that is not all."""
+    return f"{tried - wrong}/{tried}" if wrong else str(tried or "none")
 
 
 def _floor(share: float) -> str:

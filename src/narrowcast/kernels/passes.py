@@ -172,7 +172,10 @@ def _run(
         across = None
     stream, across_stream = how.get("stream"), how.get("across_stream")
     shape = (x.shape[0], x.shape[1] * make.parts)
-    _check(make, inputs, cast, across, what)
+    _alike(*inputs)
+    why = against(tuple(x.shape), make.parts, cast, across)
+    if why is not None:
+        raise InputError(f"{what}: no kernel: {why}; use backend 'emulate'")
     for narrow, given in ((cast, stream), (across, across_stream)):
         if narrow is not None and narrow.random and given is None:
             raise InputError(f"cast {narrow} draws random bits: pass a Stream")
@@ -194,17 +197,17 @@ def _run(
     return _pair(found, cast, across, shape, sizes, x.dtype, stream, across_stream)
 
 
-def _check(make: Producer, inputs: tuple[Tensor, ...], cast: Cast, across: Cast | None, what: str) -> None:
-    """Raise InputError where no kernel does this."""
-    _alike(*inputs)
-    rows, cols = inputs[0].shape
+def against(shape: tuple[int, ...], parts: int, cast: Cast, across: Cast | None) -> str | None:
+    """Return why no kernel makes codes of ``parts`` matrices of ``shape`` side by side, or None where one does."""
+    if across is not None and same_codes(cast, across):
+        across = None
+    rows, cols = shape
     why = _no_kernel(cast.spelling, across.spelling if across is not None else "")
     if why is None and (cast.random or (across is not None and across.random)) and (rows % 8 or cols % 8):
         why = f"shape {(rows, cols)}: random bits for both orientations need sizes that are multiples of 8"
-    if why is None and make.parts > 1 and cast.tile.cols and cols % cast.tile.cols:
+    if why is None and parts > 1 and cast.tile.cols and cols % cast.tile.cols:
         why = f"shape {(rows, cols)}: a tile of {cast} reaches over both halves of {(rows, 2 * cols)}"
-    if why is not None:
-        raise InputError(f"{what}: no kernel: {why}; use backend 'emulate'")
+    return why
 
 
 @constant

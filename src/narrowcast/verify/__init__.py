@@ -1,7 +1,9 @@
 """Whether `native` does on this machine what `emulate` says it does."""
 
-from narrowcast.verify.checks import SHAPES, SMALL, Finding, verify
+from narrowcast.verify.checks import SHAPES, SMALL, verify
+from narrowcast.verify.finding import Finding
 from narrowcast.verify.inputs import INPUTS
+from narrowcast.verify.states import OptimizerFinding, verify_optimizer
 from narrowcast.verify.sums import bound, product
 
-__all__ = ["INPUTS", "SHAPES", "SMALL", "Finding", "bound", "product", "verify"]
+__all__ = ["INPUTS", "SHAPES", "SMALL", "Finding", "OptimizerFinding", "bound", "product", "verify", "verify_optimizer"]

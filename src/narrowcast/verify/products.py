@@ -1,0 +1,79 @@
+"""Products of the operands that kernels made: in float32, and in 16 bits as training writes them."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from narrowcast import backend
+from narrowcast.errors import CheckFailed
+from narrowcast.kernels.plan import Plan
+from narrowcast.nn.spec import OPERANDS
+from narrowcast.quantize import QTensor
+from narrowcast.verify.finding import Finding, same, short
+from narrowcast.verify.sums import bound, float32_bound, product
+
+WRITTEN = (torch.bfloat16, torch.float16)
+
+
+def check_products(finding: Finding, plans: dict[str, Plan], narrow: dict[str, QTensor], where: str) -> None:
+    """Compare every product with float64's of the decoded operands."""
+    for gemm, plan in plans.items():
+        a, b = (narrow[label] for label in OPERANDS if label.startswith(f"{gemm}."))
+        y = backend.gemm(a, b, plan, torch.float32)
+        left, right = (_decoded(q) for q in (a, b))
+        depth = min(left.shape[1], right.shape[1])
+        want = left[:, :depth] @ right[:, :depth].mT
+        cuda = y.device.type == "cuda"
+        limit = (bound if cuda else float32_bound)(a, b, plan)
+        _wide(finding, y, want, limit, f"{gemm} of {where}")
+        modelled = same(product(a, b, plan), y) if cuda else torch.ones_like(y, dtype=torch.bool)
+        if cuda:
+            finding.equal += int(modelled.sum())
+            finding.modelled += y.numel()
+        for dtype in WRITTEN:
+            what = f"{gemm} of {where}, written in {short(dtype)}"
+            try:
+                made = backend.gemm(a, b, plan, dtype)
+            except CheckFailed as error:  # the library's own refusal: a finding, not the end
+                finding.written += 1
+                finding.misrounded += 1
+                finding.note(f"{what}: {error}")
+                continue
+            _written(finding, made, torch.where(modelled, y, float("nan")), want, limit, what)
+
+
+def _wide(finding: Finding, y: Tensor, want: Tensor, limit: Tensor, what: str) -> None:
+    error, finite = (y.double() - want).abs(), want.isfinite()
+    wrong = torch.where(finite, ~(error <= limit), ~same(y, want))
+    finding.products += 1
+    if bool(wrong.any()):
+        finding.failed += 1
+        finding.beyond += int(wrong.sum())
+        _tell(finding, y, want, wrong, what)
+    if bool(finite.any()):
+        finding.worst = max(finding.worst, float((error / limit)[finite].max()))
+
+
+def _written(finding: Finding, made: Tensor, sums: Tensor, want: Tensor, limit: Tensor, what: str) -> None:
+    """Count one product in 16 bits; ``sums``: float32's where the model gives them, else NaN.
+
+    Rounding keeps order, so what lies within its bound lies, rounded, between the bound's rounded ends.
+    """
+    low, high = ((want + side * limit).float().to(made.dtype) for side in (-1, 1))
+    due = torch.where(sums.isnan(), ((low <= made) & (made <= high)), same(made, sums.to(made.dtype)))
+    wrong = torch.where(want.isfinite(), ~due, ~same(made, want.to(made.dtype)))
+    finding.written += 1
+    if bool(wrong.any()):
+        finding.misrounded += 1
+        _tell(finding, made, torch.where(sums.isnan(), want, sums.double()), wrong, what)
+
+
+def _tell(finding: Finding, found: Tensor, want: Tensor, wrong: Tensor, what: str) -> None:
+    at = tuple(wrong.nonzero()[0].tolist())
+    finding.note(f"{what}: {float(found[at]):.9g} at {at}, expected {float(want[at]):.9g}")
+
+
+def _decoded(q: QTensor) -> Tensor:
+    """Return the values of all columns, those that padding (and a rotation) filled among them, float64."""
+    return replace(q, shape=(q.shape[0], q.padded[1]), dtype=torch.float32).dequantize().double()
