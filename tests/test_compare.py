@@ -63,7 +63,7 @@ def trained(config: TrainConfig, on_step: Callable[[StepInfo], None]) -> SimpleN
     conversion = nc.convert(model, config.recipe, seed=config.seed)
     for step in range(1, config.steps + 1):
         on_step(StepInfo(step, config.steps, 3.0 / step, 1e-3, 0.1, 100.0))
-    loss = LOSSES[config.recipe] + 0.01 * ((config.seed % 3) - 1) * (config.seed > 0)
+    loss = LOSSES[config.recipe.partition("@")[0]] + 0.01 * ((config.seed % 3) - 1) * (config.seed > 0)
     return SimpleNamespace(
         model=model,
         conversion=conversion,
@@ -149,8 +149,9 @@ def test_every_row_carries_its_sites_and_conversion(calls: list[Any], tmp_path: 
 
 
 def test_a_recipe_with_an_optimizer_stands_beside_its_own(calls: list[Any], tmp_path: Path) -> None:
-    rows = by_name(compare(config("mxfp4", "bf16+fp8-adam", "bf16"), tmp_path / "out"))
-    assert list(rows) == ["bf16", "bf16+fp8-adam", "mxfp4"]
+    names = ("mxfp4", "fp8-rowwise@hopper-fp8", "bf16+fp8-adam", "bf16")
+    rows = by_name(compare(config(*names), tmp_path / "out"))
+    assert list(rows) == ["bf16", "bf16+fp8-adam", "fp8-rowwise@hopper-fp8", "mxfp4"]
     weights = 16 * 32 + 32 * 32 + 32 * 16
     assert rows["bf16"]["optimizer_bytes"] - rows["bf16+fp8-adam"]["optimizer_bytes"] == 8 * weights - 3 * 12
 

@@ -240,7 +240,7 @@ def _report(config: CompareConfig, start: Start, results: list[Json], command: s
         )
     floor = noise_floor([r["val_loss"] for r in base])
     order = list(recipes())
-    rows = sorted((base[0], *others), key=lambda r: order.index(r["recipe"].partition("+")[0]))
+    rows = sorted((base[0], *others), key=lambda r: order.index(r["recipe"].partition("+")[0].partition("@")[0]))
     return {
         "kind": "narrowcast-compare",
         "version": 1,

@@ -7,13 +7,14 @@ Legend: ``M`` tokens (rows of x), ``N`` output features, ``K`` the contraction a
 from dataclasses import dataclass
 from math import lcm
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from narrowcast.accumulate import FP32, TIMES, Accumulator, Operand, Product, codes_of
+from narrowcast.accumulate import FP32, TIMES, Accumulator, Codes, Operand, Product, codes_of
 from narrowcast.errors import InputError
-from narrowcast.formats import Format, Stream
-from narrowcast.quantize import Cast
+from narrowcast.formats import Format, Integer, Stream, unpack
+from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
 from narrowcast.transforms import Hadamard
 
@@ -108,6 +109,19 @@ def matmul(a: Operand, b: Operand, gemm: Gemm, alpha: float = 1.0) -> Tensor:
         return gemm.out.round(total)
     dtype = codes_of(a).values.dtype
     return total if total.dtype == dtype else total.to(dtype)  # no second name for one tensor: `nn.context.in_dtype`
+
+
+def split(q: QTensor) -> Codes:
+    """Return codes and scales of a matrix apart, as `Cast.split` of its source does, without what padding added."""
+    fmt = q.cast.format
+    values = fmt.decode(unpack(q.codes, fmt.bits, q.padded[-1])).view(q.padded)
+    step = fmt.smallest if isinstance(fmt, Integer) else 1.0
+    scale, numbers = torch.where(values < 0, -step, step), q.cast.scale.numbers
+    blocks, _ = q.cast.tile.blocks(scale)
+    for factor in q.cast.scale.restore(q.scales, q.tensor_scale):
+        numbers.leave(blocks, numbers.apart(factor))
+    rows, cols = q.shape
+    return Codes(values[:rows, :cols] / step, scale[:rows, :cols].abs(), fmt.smallest_normal / step)
 
 
 def multiply(a: Tensor, b: Tensor, gemm: Gemm, what: str = "gemm") -> Tensor:

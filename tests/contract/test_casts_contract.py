@@ -9,6 +9,7 @@ from tests.witnesses import first_difference
 
 from narrowcast.formats import Stream, roundings
 from narrowcast.formats import format as format_
+from narrowcast.ops import split
 from narrowcast.quantize import PRESETS, QTensor, cast
 from narrowcast.recipes import recipes
 from narrowcast.scaling import Delayed, Divided, Narrow
@@ -83,6 +84,19 @@ def test_decoding_the_codes_is_the_cast_bit_for_bit(spelling):
         q = quantize(spelling, x)
         assert q.dequantize().dtype == x.dtype
         assert not first_difference(q.dequantize(), apply(spelling, x), x)
+
+
+@pytest.mark.parametrize("spelling", [s for s in WITHOUT_TRANSFORM if "-zero" not in s and "-mean" not in s])
+def test_codes_and_scales_apart_are_those_before_packing(spelling):
+    c, x = cast(spelling), source()
+    history = c.scale.delayed.new() if c.scale.delayed else None
+    mine, theirs = split(quantize(spelling, x)), c.split(x, Stream(7), history)
+    assert theirs.scale is not None
+    values, scale = (t[:ROWS, :COLS] for t in (theirs.values, theirs.scale))
+    assert not first_difference(mine.values, values, x)
+    nonzero = values != 0  # a zero may have the scale of either sign
+    assert torch.equal(mine.scale[nonzero], scale[nonzero])
+    assert mine.smallest_normal == theirs.smallest_normal
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import narrowcast as nc
+from narrowcast.nn.context import Context
 from narrowcast.nn.linear import Linear
 from narrowcast.nn.native import Plans
 from narrowcast.nn.normed import NormedGate, NormedGates, Unit, _Normed
@@ -17,6 +18,7 @@ from narrowcast.nn.spec import LinearSpec
 from narrowcast.ops import WIDE, Gemm
 from narrowcast.recipes import recipe
 
+LAYERS = tuple(Context(site, 0, 0, None, None) for site in ("gate", "down"))
 SPEC = LinearSpec(Gemm(WIDE, WIDE), Gemm(WIDE, WIDE), Gemm(WIDE, WIDE))
 
 
@@ -43,7 +45,7 @@ def plainly(x: torch.Tensor, norm: torch.Tensor, gated: torch.Tensor, down: torc
 @pytest.mark.parametrize("smooth", [False, True])
 def test_without_narrowing_it_is_torch_s_own(smooth):
     mine, theirs = tensors(), [t.detach().double().requires_grad_() for t in tensors()]
-    y = _Normed.apply(*mine, Unit(SPEC, 1e-6, Plans(), smooth), torch.float32)
+    y = _Normed.apply(*mine, Unit(SPEC, 1e-6, Plans(), smooth), torch.float32, LAYERS)
     expected = plainly(*theirs)
     y.square().sum().backward()
     expected.square().sum().backward()
@@ -51,14 +53,14 @@ def test_without_narrowing_it_is_torch_s_own(smooth):
         assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
-@pytest.mark.parametrize("name", ["fp8-rowwise", "fp8-block", "fp8-tensorwise", "fp8-static"])
+@pytest.mark.parametrize("name", ["fp8-rowwise", "fp8-rowwise@hopper-fp8", "fp8-block", "fp8-tensorwise", "fp8-static"])
 def test_recipes_stay_close_and_checkpointing_changes_nothing(name):
     spec, arguments = recipe(name).linear, tensors(32, 128, 128)
     results = []
     for run in (lambda f, *a: f(*a), lambda f, *a: checkpoint(f, *a, use_reentrant=False)):
         for t in arguments:
             t.grad = None
-        y = run(_Normed.apply, *arguments, Unit(spec, 1e-6, Plans()), torch.float32)
+        y = run(_Normed.apply, *arguments, Unit(spec, 1e-6, Plans()), torch.float32, LAYERS)
         y.square().mean().backward()
         results.append([y.detach(), *(t.grad for t in arguments)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -98,9 +100,49 @@ def test_without_scales_joining_changes_no_product():
         assert (one.grad - other.grad).norm() < 0.1 * one.grad.norm(), name  # a code of e5m2 is a quarter
 
 
+@pytest.mark.parametrize("recipe", ["fp8-delayed", "fp8-smooth-swiglu"])
+def test_histories_advance_as_apart_and_recomputation_sees_the_same(recipe):
+    """Of x and of down they are those of single layers; gate's history and random bits serve gate and up."""
+    torch.manual_seed(0)
+    apart = llama(1)
+    joined, again = copy.deepcopy(apart), copy.deepcopy(apart)
+    for model, name in ((apart, recipe), (joined, f"{recipe}+joined"), (again, f"{recipe}+joined")):
+        nc.convert(model, name, backend="emulate")
+    unit = again.model.layers[0].mlp
+    inner = unit.forward
+    unit.forward = lambda x: checkpoint(inner, x, use_reentrant=False)
+    ids = torch.arange(24).view(2, 12)
+    for model in (apart, joined, again):
+        for _ in range(3):
+            model(input_ids=ids, labels=ids).loss.backward()
+    of = [model.model.layers[0].mlp for model in (apart, joined, again)]
+    for layer in ("gate_proj", "down_proj"):
+        one, two, three = (getattr(unit, layer).history for unit in of)
+        assert torch.equal(two, three)
+        assert (one[:3, 1:4] > 0).all()  # x, w, g; the others are reused
+        assert (one - two).abs().max() < 0.05 * one.max(), layer
+        one, two, three = (getattr(unit, layer).step for unit in of)
+        assert one == two == three == (3 if "smooth" in recipe else None)
+    assert (of[0].gate_proj.history[0] - of[1].gate_proj.history[0]).abs().max() < 1e-5  # x
+    assert not of[1].up_proj.history.any()
+
+
+@pytest.mark.parametrize("name", ["fp32+joined", "mxfp4-rht-sr+joined", "fp8-coat+joined"])
+def test_recipes_that_cannot_be_joined_say_why(name):
+    with pytest.raises(nc.InputError, match=r"recipe \S+ cannot have norm and gated unit joined: "):
+        nc.recipe(name)
+
+
+def test_a_joined_recipe_is_spelled_as_it_is_made():
+    found = nc.recipe("fp8-rowwise@hopper-fp8+joined+fp8-adam")
+    assert (found.name, found.optimizer) == ("fp8-rowwise@hopper-fp8+joined+fp8-adam", "fp8-adam")
+    assert found.changes == (NormedGates(),)
+    assert nc.recipe("fp8-smooth-swiglu+joined").changes == (NormedGates(smooth=True),)
+
+
 def test_what_cannot_be_joined_is_refused():
     model = llama(1)
-    nc.convert(model, "fp8-delayed", backend="emulate")
-    with pytest.raises(nc.InputError, match=r"block 'model.layers.0': .*keep histories"):
+    nc.convert(model, "mxfp4-rht-sr", backend="emulate")
+    with pytest.raises(nc.InputError, match=r"block 'model.layers.0': .*rotates its operands"):
         NormedGates().apply(model, "auto")
     assert isinstance(model.model.layers[0].mlp.gate_proj, Linear)

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from narrowcast.backend import choose_both, passes
 from narrowcast.errors import InputError
 from narrowcast.nn.change import Change
-from narrowcast.nn.context import Gradients, in_dtype, own_precision
+from narrowcast.nn.context import Context, Gradients, in_dtype, own_precision
 from narrowcast.nn.linear import Linear
 from narrowcast.nn.native import Plans, choices
 from narrowcast.nn.native import _product as product
 from narrowcast.nn.saved import codes_again, form_of, tensors_of
-from narrowcast.nn.spec import LinearSpec
-from narrowcast.ops import Reuse, matmul
+from narrowcast.nn.spec import OPERANDS, LinearSpec
+from narrowcast.ops import Reuse, matmul, split
+from narrowcast.passes import How
 from narrowcast.quantize import Cast, QTensor
+from narrowcast.scaling import advance
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
 _PAIRS = {"x": ("fwd.x", "wgrad.x"), "w": ("fwd.w", "dgrad.w"), "g": ("dgrad.g", "wgrad.g")}
@@ -62,14 +64,25 @@ class Unit:
         a, b = replace(a, axis=-1), replace(b, axis=-1)
         if plan is not None:
             return product(a, b, self.spec, name, plan, alpha, dtype)
-        wide = [replace(q, dtype=torch.float32).dequantize() for q in (a, b)]
-        return in_dtype(matmul(wide[0], wide[1], getattr(self.spec, name), alpha), dtype)
+        gemm = getattr(self.spec, name)
+        wide = [split(q) if gemm.accumulator.on_codes else replace(q, dtype=torch.float32).dequantize() for q in (a, b)]
+        return in_dtype(matmul(wide[0], wide[1], gemm, alpha), dtype)
+
+    def how(self, tensor: str, layer: Context, what: str) -> How:
+        """Return what the pass over x, w or g of a layer is given besides casts: random bits, its history, its name."""
+        first, second = (OPERANDS.index(label) for label in _PAIRS[tensor])
+        found: How = {"stream": layer.stream(first), "across_stream": layer.stream(second)}
+        history, delayed = layer.history, self.casts(tensor)[0].scale.delayed
+        if history is not None and delayed is not None:
+            found["history"] = history[first, : delayed.length + 1]
+        return found | {"what": f"layer {layer.site!r}, {what}"}
 
 
 class _Normed(torch.autograd.Function):
     """The unit on ``x [M, width]``; weights ``[width]``, ``[2 F, width]`` (gate, then up) and ``[width, F]``.
 
-    ``alphas`` multiply the products of gate and up, and of down.
+    ``layers``: contexts of gate and down, whose random bits and histories are used (gate's for gate and up together)
+    and whose factors multiply the products.
     """
 
     @staticmethod
@@ -81,41 +94,50 @@ class _Normed(torch.autograd.Function):
         down: Tensor,
         unit: Unit,
         out: torch.dtype,
-        alphas: tuple[float, float] = (1.0, 1.0),
+        layers: tuple[Context, Context],
     ) -> Tensor:
         run, cast_x, cast_w = unit.passes, unit.casts("x"), unit.casts("w")
-        (xq, xt), inverse = run.rms_norm_both(x, norm, unit.eps, *cast_x, what="normed x")
-        wq, wt = run.quantize_both(gated, *cast_w, what="weights of gate and up")
-        both = unit.product("fwd", xq, wq, out, alphas[0])
+        one, two = layers
+        (xq, xt), inverse = run.rms_norm_both(x, norm, unit.eps, *cast_x, **unit.how("x", one, "normed x"))
+        wq, wt = run.quantize_both(gated, *cast_w, **unit.how("w", one, "weights of gate and up"))
+        both = unit.product("fwd", xq, wq, out, one.alpha)
         gate, up = both.chunk(2, dim=-1)
         scale = run.smooth_scale(up) if unit.smooth else None
-        zq, zt = run.swiglu_both(gate, up, *cast_x, scale=scale, what="gated product")
-        dq, dt = run.quantize_both(down, *cast_w, what="weight of down")
-        y = unit.product("fwd", zq, dq, out, alphas[1])
+        zq, zt = run.swiglu_both(gate, up, *cast_x, scale=scale, **unit.how("x", two, "gated product"))
+        dq, dt = run.quantize_both(down, *cast_w, **unit.how("w", two, "weight"))
+        y = unit.product("fwd", zq, dq, out, two.alpha)
         kept = (xt, zt, wt, dt)
-        ctx.save_for_backward(x, norm, inverse, both, scale, *(t for q in kept for t in tensors_of(q)))
+        steps = [layer.step.clone() for layer in layers if layer.step is not None]
+        ctx.save_for_backward(x, norm, inverse, both, scale, *steps, *(t for q in kept for t in tensors_of(q)))
         ctx.forms = [form_of(q) for q in kept]
-        ctx.unit, ctx.types, ctx.alphas = unit, (gated.dtype, down.dtype), alphas
+        ctx.unit, ctx.types, ctx.layers = unit, (gated.dtype, down.dtype), layers
         return y if scale is None else in_dtype(y * scale, out)
 
     @staticmethod
     @own_precision
     def backward(ctx: Any, g: Tensor) -> Gradients:
         x, norm, inverse, both, scale, *codes = ctx.saved_tensors
+        one, two = (replace(layer, step=None if layer.step is None else codes.pop(0)) for layer in ctx.layers)
         xt, zt, wt, dt = codes_again(codes, ctx.forms)
         unit: Unit = ctx.unit
-        first, last = ctx.alphas
         run, cast = unit.passes, unit.casts("g")
         if scale is not None:
             g = (g * scale).to(g.dtype)
-        gq, gt = run.quantize_both(g, *cast, what="gradient of the output")
-        dz = unit.product("dgrad", gq, dt, both.dtype, last)
-        d_down = unit.product("wgrad", gt, zt, ctx.types[1], last)
+        gq, gt = run.quantize_both(g, *cast, **unit.how("g", two, "gradient of the output"))
+        dz = unit.product("dgrad", gq, dt, both.dtype, two.alpha)
+        d_down = unit.product("wgrad", gt, zt, ctx.types[1], two.alpha)
         gate, up = both.chunk(2, dim=-1)
-        hq, ht = run.swiglu_backward_both(dz, gate, up, *cast, scale=scale, what="gradient of gate and up")
-        dn = unit.product("dgrad", hq, wt, x.dtype, first)
-        d_gated = unit.product("wgrad", ht, xt, ctx.types[0], first)
+        hq, ht = run.swiglu_backward_both(
+            dz, gate, up, *cast, scale=scale, **unit.how("g", one, "gradient of gate and up")
+        )
+        dn = unit.product("dgrad", hq, wt, x.dtype, one.alpha)
+        d_gated = unit.product("wgrad", ht, xt, ctx.types[0], one.alpha)
         dx, d_norm = run.rms_norm_backward(dn, x, norm, inverse)
+        for layer in ctx.layers:
+            if layer.step is not None:
+                layer.step.add_(1)
+            if layer.history is not None:
+                advance(layer.history)
         return dx, d_norm.to(norm.dtype), d_gated, d_down, None, None, None
 
 
@@ -160,8 +182,8 @@ class NormedGate(nn.Module):
         with torch.autocast(kind, enabled=False):
             gated = torch.cat([self.gate_proj.weight, self.up_proj.weight])
             flat = x.reshape(-1, x.shape[-1])
-            alphas = (self.gate_proj.alpha, self.down_proj.alpha)
-            y: Tensor = _Normed.apply(flat, self._norm[0].weight, gated, self.down_proj.weight, self.unit, out, alphas)  # type: ignore[no-untyped-call]
+            layers = (self.gate_proj.context, self.down_proj.context)
+            y: Tensor = _Normed.apply(flat, self._norm[0].weight, gated, self.down_proj.weight, self.unit, out, layers)  # type: ignore[no-untyped-call]
             return y.view(x.shape)
 
     def extra_repr(self) -> str:
@@ -191,7 +213,7 @@ class NormedGates(Change):
         first = layers[0]
         if not isinstance(first, Linear):
             return None
-        why = against(layers, first.spec) or _gate(unit)
+        why = _unlike(layers, first.spec) or against(first.spec) or _gate(unit)
         if why:
             raise InputError(f"block {name!r}: norm and gated unit cannot be one: {why}")
         eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
@@ -211,24 +233,27 @@ class NormedGates(Change):
         return f"norm and {'Smooth-SwiGLU' if self.smooth else 'SwiGLU'} in one with their casts"
 
 
-def against(layers: list[Any], spec: LinearSpec) -> str | None:
-    """Return what speaks against joining layers of ``spec``, or None."""
+def _unlike(layers: list[Any], spec: LinearSpec) -> str | None:
     if any(not isinstance(layer, Linear) or layer.spec != spec for layer in layers):
         return "its three layers are not narrowed alike"
     if layers[0].alpha != layers[1].alpha:
         return "gate and up have different factors"
     if any(layer.bias is not None for layer in layers):
         return "a layer has a bias"
-    if spec.random or spec.history:
-        return "its casts draw random bits or keep histories, which belong to single layers"
-    gemms = (spec.fwd, spec.dgrad, spec.wgrad)
-    if any(gemm.transform is not None or gemm.accumulator.on_codes for gemm in gemms):
-        return "a gemm rotates its operands, or its accumulator works on codes"
+    return None
+
+
+def against(spec: LinearSpec) -> str | None:
+    """Return what speaks against joining layers of ``spec`` with norm and gate, or None."""
+    if any(gemm.transform is not None for gemm in (spec.fwd, spec.dgrad, spec.wgrad)):
+        return "a gemm rotates its operands"
     for first, second in _PAIRS.values():
         one, other = spec.operand(first), spec.operand(second)
         assert isinstance(one, Cast)
         if isinstance(other, Reuse) and (other.then is not None or one.tile.rows == 1 or one.format.bits != 8):
             return f"operand {second} reuses codes that cannot be turned"
+        if isinstance(other, Cast) and other.scale.delayed is not None:
+            return f"operand {second} keeps a history of its own"
     return None
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from narrowcast.errors import InputError, nearest
 from narrowcast.nn.convert import Conversion
-from narrowcast.recipes.recipe import LossScale, Recipe
+from narrowcast.recipes.recipe import JOINED, LossScale, Recipe
 
 _MODULES = (
     "fp32",
@@ -38,18 +38,21 @@ def recipe(name: str | Recipe) -> Recipe:
     """Return the recipe called ``name``; InputError with the nearest names.
 
     ``RECIPE+OPTIMIZER``, e.g. ``fp8-rowwise+fp8-adam``, is a recipe with its optimizer's states kept as one of
-    `nc.optimizers()` says. ``RECIPE@ACCUMULATOR``, e.g. ``fp8-rowwise@hopper-fp8``, sums its gemms' products so; both:
-    ``RECIPE@ACCUMULATOR+OPTIMIZER``.
+    `nc.optimizers()` says; ``RECIPE+joined`` has norm and gated unit in one with their casts (`Recipe.joined`).
+    ``RECIPE@ACCUMULATOR``, e.g. ``fp8-rowwise@hopper-fp8``, sums its gemms' products so. All:
+    ``RECIPE@ACCUMULATOR+joined+OPTIMIZER``.
     """
     if isinstance(name, Recipe):
         return name
     known = recipes()
-    rest, plus, states = name.partition("+")
+    rest, *parts = name.split("+")
     base, at, sums = rest.partition("@")
     if base not in known:
         raise InputError(f"unknown recipe {name!r}{nearest(base, known)}")
     found = known[base].with_accumulator(sums) if at else known[base]
-    return found.with_optimizer(states) if plus else found
+    for part in parts:
+        found = found.joined() if part == JOINED else found.with_optimizer(part)
+    return found
 
 
 def convert(

@@ -8,10 +8,14 @@ from narrowcast.accumulate import accumulator
 from narrowcast.errors import InputError
 from narrowcast.nn.change import Change
 from narrowcast.nn.convert import KEEP_WIDE, Conversion, convert_linears
+from narrowcast.nn.gated import Gated
+from narrowcast.nn.normed import NormedGates, against
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.nn.unit import UnitVariance
 from narrowcast.optim.catalogue import method
 from narrowcast.quantize import Cast
+
+JOINED = "joined"  # RECIPE+joined
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,23 @@ class Recipe:
         paper = f"{self.paper}; {known.paper}" if known.paper else self.paper
         summary = f"{self.summary}; optimizer: {known.summary}"
         return replace(self, name=f"{self.name}+{name}", summary=summary, paper=paper, optimizer=name)
+
+    def joined(self) -> "Recipe":
+        """Return this recipe with norm and gated unit of every block in one with their casts (`nn.normed`).
+
+        The same numbers but for the scales that gate and up then share, less memory traffic. InputError where gated
+        units are kept otherwise, or gemms cannot be joined.
+        """
+        gates = [change for change in self.changes if isinstance(change, Gated)]
+        why = "it has no narrow gemms" if self.linear is None else against(self.linear)
+        if any(gate.saved for gate in gates):
+            why = "it keeps the inputs of gated units as codes"
+        if why:
+            raise InputError(f"recipe {self.name} cannot have norm and gated unit joined: {why}")
+        others = tuple(change for change in self.changes if change not in gates)
+        changes = (*others, NormedGates(smooth=any(gate.smooth for gate in gates)))
+        summary = f"{self.summary}; norm and gated unit in one"
+        return replace(self, name=f"{self.name}+{JOINED}", summary=summary, changes=changes)
 
     def with_accumulator(self, name: str) -> "Recipe":
         """Return this recipe with the sums of its three gemms made as accumulator ``name`` does.

@@ -1,15 +1,17 @@
 """What the sums of tensor cores may lose, and what the accumulator's model says that they are."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from narrowcast.accumulate import HOPPER_FP8, HOPPER_FP16, Aligned, Codes
 from narrowcast.accumulate.doubles import exponent, power_of_two
-from narrowcast.formats import format, unpack
+from narrowcast.formats import format
 from narrowcast.kernels.gemm import exact_values, outer_scale
 from narrowcast.kernels.plan import BLOCKS, Plan
+from narrowcast.ops import split
 from narrowcast.quantize import QTensor
 
 FLOAT32 = 2.0**-24
@@ -145,12 +147,8 @@ def _codes(q: QTensor, carrier: str, depth: int) -> Codes:
     smallest, rows = format(carrier).smallest_normal, q.shape[0]
     if carrier in ("bfloat16", "float16"):
         return Codes(exact_values(q, getattr(torch, carrier)).view(q.padded)[:rows, :depth].float(), None, smallest)
-    values = q.cast.format.decode(unpack(q.codes, q.cast.format.bits, q.padded[1])).view(q.padded)
-    scale = torch.ones_like(values)
-    blocks, _ = q.cast.tile.blocks(scale)
-    for factor in q.cast.scale.restore(q.scales, q.tensor_scale):
-        blocks.mul_(factor)
-    return Codes(values[:rows, :depth], scale[:rows, :depth], smallest)
+    codes = split(replace(q, shape=(rows, depth)))  # K as long as both operands are padded
+    return replace(codes, smallest_normal=smallest)
 
 
 def _chunks(x: Codes, size: int) -> list[Codes]:
