@@ -11,6 +11,7 @@ from narrowcast.formats import Stream
 from narrowcast.kernels import passes as fast
 from narrowcast.kernels.native import quantize
 from narrowcast.kernels.plan import plan
+from narrowcast.nn.context import Context
 from narrowcast.nn.native import Plans
 from narrowcast.nn.normed import Unit, _Normed
 from narrowcast.quantize import QTensor, cast
@@ -77,6 +78,13 @@ def test_both_orientations(first, second, shape, dtype):
     assert not differences("quantize_both", x, *arguments(first, second), **how)
     if cast(first).scale.bits:  # an unscaled NaN keeps its sign, which differs by processor
         assert not differences("quantize_both", poisoned(x), *arguments(first, second), **how)
+
+
+@pytest.mark.parametrize("casts", [(X, ""), (R, R), (T, T), (S, ""), ("e4m3fn", "")])
+@pytest.mark.parametrize("rows", [128, 20])
+def test_one_matrix_above_another(casts, rows):
+    x, y = (source((rows, 136), seed).bfloat16().to(DEVICE) for seed in (0, 1))
+    assert not differences("stacked_both", x, y, *arguments(*casts))
 
 
 def test_a_history_is_kept_and_scales_in_the_same_pass():
@@ -187,12 +195,13 @@ def test_norm_and_gated_unit_in_one_by_kernels(name):
     spec = recipe(name).linear
     plans = Plans(*(plan(spec.resolved(gemm)) for gemm in ("fwd", "dgrad", "wgrad")))
     g = torch.Generator().manual_seed(3)
-    shapes = ((16, 128), (128,), (256, 128), (128, 128))
+    shapes = ((16, 128), (128,), (128, 128), (128, 128), (128, 128))
+    layers = tuple(Context(site, 0, 0, None, None) for site in ("gate", "down"))
     results = []
     for how in (Plans(), plans):
         g.manual_seed(3)
         arguments = [torch.randn(s, generator=g).to(DEVICE).requires_grad_() for s in shapes]
-        y = _Normed.apply(*arguments, Unit(spec, 1e-6, how), torch.float32)
+        y = _Normed.apply(*arguments, Unit(spec, 1e-6, how), torch.float32, layers)
         y.sin().sum().backward()
         results.append([y, *(t.grad for t in arguments)])
     for a, b in zip(*results, strict=True):

@@ -36,12 +36,12 @@ def test_gradients_are_those_of_eager(recipe: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_norm_and_gate_in_one_too() -> None:
     torch.manual_seed(0)
-    x, norm, gated, down = (torch.randn(s) / 8 for s in ((32, 64), (64,), (256, 64), (64, 128)))
+    tensors = [torch.randn(s) / 8 for s in ((32, 64), (64,), (128, 64), (128, 64), (64, 128))]
     unit, found = Unit(nc.recipe("fp8-rowwise").linear, 1e-6, Plans()), []
     layers = tuple(Context(site, 0, 0, None, None) for site in ("gate", "down"))
     torch.compiler.reset()
     for run in (_Normed.apply, torch.compile(lambda *a: _Normed.apply(*a), backend="aot_eager")):
-        leaves = [t.clone().requires_grad_() for t in (x, norm, gated, down)]
+        leaves = [t.clone().requires_grad_() for t in tensors]
         with torch.autocast("cpu", torch.bfloat16):
             y = run(*leaves, unit, torch.float32, layers)
         y.square().sum().backward()

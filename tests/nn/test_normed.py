@@ -30,16 +30,17 @@ def llama(layers: int) -> nn.Module:
 
 def tensors(rows: int = 20, width: int = 24, hidden: int = 40) -> list[torch.Tensor]:
     g = torch.Generator().manual_seed(0)
-    shapes = ((rows, width), (width,), (2 * hidden, width), (width, hidden))
+    shapes = ((rows, width), (width,), (hidden, width), (hidden, width), (width, hidden))
     return [
         (torch.randn(shape, generator=g) * scale).requires_grad_()
-        for shape, scale in zip(shapes, (1, 1, 0.1, 0.1), strict=True)
+        for shape, scale in zip(shapes, (1, 1, 0.1, 0.1, 0.1), strict=True)
     ]
 
 
-def plainly(x: torch.Tensor, norm: torch.Tensor, gated: torch.Tensor, down: torch.Tensor) -> torch.Tensor:
-    gate, up = F.linear(F.rms_norm(x, (x.shape[-1],), norm, 1e-6), gated).chunk(2, -1)
-    return F.linear(F.silu(gate) * up, down)
+def plainly(x: torch.Tensor, norm: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+    normed = F.rms_norm(x, (x.shape[-1],), norm, 1e-6)
+    gate, up = (F.linear(normed, weight) for weight in weights[:2])
+    return F.linear(F.silu(gate) * up, weights[2])
 
 
 @pytest.mark.parametrize("smooth", [False, True])

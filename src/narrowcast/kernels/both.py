@@ -82,20 +82,28 @@ def produced(x_ptr, y_ptr, z_ptr, line_ptr, column_ptr, strides, top, left, rows
     first, second = (), ()
     source: tl.constexpr = "float32" if _IN_PTX and L.packed else L.source  # rounded when packed: see `held`
     weight = 1.0
+    if P.kind == "stacked":  # a block lies in one of both
+        if top >= rows // 2:
+            x_ptr, top, stride = y_ptr, top - rows // 2, strides[1]
+        else:
+            stride = strides[0]
+        rows = rows // 2
+    else:
+        stride = strides[0]
     if P.kind == "norm":
         column = left + tl.arange(0, L.width)[None, :]
         weight = tl.load(column_ptr + column, mask=column < cols, other=0).to(tl.float32)
     for r in tl.static_range(L.rows + 0):
-        x = loaded(x_ptr, strides[0], top, left, rows, cols, r, L)
+        x = loaded(x_ptr, stride, top, left, rows, cols, r, L)
         y, z, line = x, x, 1.0
-        if P.inputs > 1:
+        if P.inputs > 1 and P.kind != "stacked":
             y = loaded(y_ptr, strides[1], top, left, rows, cols, r, L)
         if P.inputs > 2:
             z = loaded(z_ptr, strides[2], top, left, rows, cols, r, L)
         if P.lines:
             line = rows_of(line_ptr, top, rows, r, L)
         results = made(x, y, z, line, weight, P, source)
-        if L.mask and P.kind != "plain":  # -0 is another code than the zeros that pad a tensor
+        if L.mask and P.kind != "plain" and P.kind != "stacked":  # -0 is another code than the zeros that pad a tensor
             row = top + tl.arange(0, L.lines)[:, None] * L.rows + r
             inside = (row < rows) & (left + tl.arange(0, L.width)[None, :] < cols)
             kept = ()

@@ -36,7 +36,7 @@ def stored_shape(cast: Cast, padded: tuple[int, int]) -> tuple[int, ...]:
 def empty(x: Tensor, kind: str, cast: str, across: str) -> Four:
     """Return what the pass writes, not yet written."""
     first, second = cast_of(cast), cast_of(across) if across else None
-    sizes = Shape.of((x.shape[0], x.shape[1] * Producer(kind).parts), first, second)
+    sizes = Shape.of(Producer(kind).shape((x.shape[0], x.shape[1])), first, second)
     padded, other = (sizes.rows, sizes.cols), (sizes.turned_rows, sizes.turned_cols)
     scales = x.new_empty(stored_shape(first, padded), dtype=scales_dtype(first))
     turned_scales = x.new_empty(0, dtype=torch.float32)
@@ -75,8 +75,8 @@ def launch(
     first, second = _side(cast.spelling, x.device), None if across is None else _side(across.spelling, x.device)
     sides = (first,) if second is None else (first, second)
     chosen = chosen or knobs(make.parts, max(s.run for s in sides), any(s.R.random for s in sides[1:]))
-    shape = (x.shape[0], x.shape[1])
-    sizes = Shape.of((shape[0], shape[1] * make.parts), cast, across)
+    made_shape = make.shape((x.shape[0], x.shape[1]))
+    shape, sizes = (made_shape[0], x.shape[1]), Shape.of(made_shape, cast, across)
     outs = outs or empty(x, kind, cast.spelling, across.spelling if across is not None else "")
     each = replace(sizes, cols=sizes.cols // make.parts, turned_rows=sizes.turned_rows // make.parts)
     waits = any(s.tile in ("run", "square") for s in sides)
@@ -138,7 +138,7 @@ def launch_maxima(sources: Sources, kind: str, whole: bool, chosen: Knobs | None
     assert x is not None
     make = Producer(kind, line is not None)
     chosen = chosen or maxima_knobs(make.parts, whole)
-    rows, cols = x.shape
+    rows, cols = make.shape((x.shape[0], x.shape[1]))[0], x.shape[1]
     made = block((rows, cols), Shape(rows, cols, cols, rows), x, chosen, kind != "plain")
     height, width = -(-rows // made.height), -(-cols // made.width)
     found = torch.zeros(1 if whole else rows + cols * make.parts, dtype=torch.int32, device=x.device)

@@ -102,13 +102,14 @@ def _row_and_column_amax(
 ) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(x):
         found = launch_maxima((x, y, z, line, column), kind, False)
-        return found[: x.shape[0]].clone(), found[x.shape[0] :].clone()
+        rows = Producer(kind).shape((x.shape[0], x.shape[1]))[0]
+        return found[:rows].clone(), found[rows:].clone()
 
 
 @_row_and_column_amax.register_fake
 def _(x: Tensor, y: object, z: object, line: object, column: object, kind: str) -> tuple[Tensor, Tensor]:
-    cols = x.shape[1] * Producer(kind).parts
-    return x.new_empty(x.shape[0], dtype=torch.float32), x.new_empty(cols, dtype=torch.float32)
+    rows, cols = Producer(kind).shape((x.shape[0], x.shape[1]))
+    return x.new_empty(rows, dtype=torch.float32), x.new_empty(cols, dtype=torch.float32)
 
 
 @torch.library.custom_op("narrowcast::inverse_rms", mutates_args=())

@@ -24,6 +24,8 @@ from narrowcast.passes import How, Two, later
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
 
+BLOCK = 128  # rows of the tallest block of a pass
+
 Sources = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, str]
 
 
@@ -47,6 +49,13 @@ def quantize_both(
     if matrix.numel() == 0:
         return plain.quantize_both(x, cast, across, **how)
     return _run(Producer(), (matrix,), None, None, cast, across, how)
+
+
+def stacked_both(x: Tensor, y: Tensor, cast: Cast, across: Cast | None = None, **how: Unpack[How]) -> Two:
+    """Return what `passes.stacked_both` does; both are copied into one first where a block would lie in both."""
+    if x.shape[0] % BLOCK or x.numel() == 0:
+        return quantize_both(torch.cat([x, y]), cast, across, **how)
+    return _run(Producer("stacked"), (x, y), None, None, cast, across, how)
 
 
 def rms_norm_both(
@@ -171,7 +180,7 @@ def _run(
     if across is not None and same_codes(cast, across):
         across = None
     stream, across_stream = how.get("stream"), how.get("across_stream")
-    shape = (x.shape[0], x.shape[1] * make.parts)
+    shape = make.shape((x.shape[0], x.shape[1]))
     _alike(*inputs)
     why = against(tuple(x.shape), make.parts, cast, across)
     if why is not None:
@@ -239,12 +248,19 @@ def _maxima(sources: Sources, cast: Cast, across: Cast | None) -> tuple[Tensor |
         return None, None
     whole = rows = columns = None
     if "tensor" in kinds:
-        x, fused = sources[0], torch.compiler.is_compiling() and sources[-1] == "plain"
-        whole = largest(x) if x is not None and fused else torch.ops.narrowcast.both_amax(*sources)
+        whole = _largest(sources) if torch.compiler.is_compiling() else None
+        whole = torch.ops.narrowcast.both_amax(*sources) if whole is None else whole
     if "line" in kinds:
         rows, columns = torch.ops.narrowcast.row_and_column_amax(*sources)
     first = {"tensor": whole, "line": rows}.get(kinds[0])
     return first, {"tensor": whole, "line": columns}.get(kinds[1]) if len(kinds) > 1 else None
+
+
+def _largest(sources: Sources) -> Tensor | None:
+    """Return the largest magnitude by the compiler's own operations; None where a kernel makes the numbers."""
+    inputs = {"plain": sources[:1], "stacked": sources[:2]}.get(sources[-1], ())
+    found = [largest(x) for x in inputs if x is not None]
+    return torch.maximum(*found) if len(found) > 1 else found[0] if found else None
 
 
 def _pair(

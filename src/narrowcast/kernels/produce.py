@@ -29,7 +29,8 @@ class Producer:
     """What is computed of the inputs before it is narrowed.
 
     Attributes:
-        kind: ``plain``, ``norm``, ``swiglu``, ``gelu``, or the gradients ``swiglu-backward`` and ``gelu-backward``.
+        kind: ``plain``, ``stacked`` (one matrix above another), ``norm``, ``swiglu``, ``gelu``, or the gradients
+            ``swiglu-backward`` and ``gelu-backward``.
         lines: whether a number for each row multiplies in (a norm's 1/rms, the power of two of Smooth-SwiGLU).
     """
 
@@ -39,12 +40,16 @@ class Producer:
     @property
     def inputs(self) -> int:
         """Matrices read."""
-        return {"swiglu": 2, "gelu-backward": 2, "swiglu-backward": 3}.get(self.kind, 1)
+        return {"stacked": 2, "swiglu": 2, "gelu-backward": 2, "swiglu-backward": 3}.get(self.kind, 1)
 
     @property
     def parts(self) -> int:
         """Matrices made, side by side."""
         return 2 if self.kind == "swiglu-backward" else 1
+
+    def shape(self, x: tuple[int, int]) -> tuple[int, int]:
+        """Return the shape of what is made, inputs being of shape ``x``."""
+        return x[0] * (2 if self.kind == "stacked" else 1), x[1] * self.parts
 
 
 @triton.jit
@@ -106,7 +111,7 @@ def sigmoid(x):
 @triton.jit
 def made(x, y, z, line, column, P: tl.constexpr, SOURCE: tl.constexpr):
     """Return the one or two results of inputs ``x``, ``y``, ``z``, each by its place in `passes`."""
-    if P.kind == "plain":
+    if P.kind == "plain" or P.kind == "stacked":
         found = (x,)
     elif P.kind == "norm":
         found = (rounded((x * line) * column, SOURCE),)

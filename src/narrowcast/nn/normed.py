@@ -79,7 +79,7 @@ class Unit:
 
 
 class _Normed(torch.autograd.Function):
-    """The unit on ``x [M, width]``; weights ``[width]``, ``[2 F, width]`` (gate, then up) and ``[width, F]``.
+    """The unit on ``x [M, width]``; weights ``[width]`` of the norm, ``[F, width]`` twice and ``[width, F]``.
 
     ``layers``: contexts of gate and down, whose random bits and histories are used (gate's for gate and up together)
     and whose factors multiply the products.
@@ -90,7 +90,8 @@ class _Normed(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         norm: Tensor,
-        gated: Tensor,
+        gate_weight: Tensor,
+        up_weight: Tensor,
         down: Tensor,
         unit: Unit,
         out: torch.dtype,
@@ -99,7 +100,7 @@ class _Normed(torch.autograd.Function):
         run, cast_x, cast_w = unit.passes, unit.casts("x"), unit.casts("w")
         one, two = layers
         (xq, xt), inverse = run.rms_norm_both(x, norm, unit.eps, *cast_x, **unit.how("x", one, "normed x"))
-        wq, wt = run.quantize_both(gated, *cast_w, **unit.how("w", one, "weights of gate and up"))
+        wq, wt = run.stacked_both(gate_weight, up_weight, *cast_w, **unit.how("w", one, "weights of gate and up"))
         both = unit.product("fwd", xq, wq, out, one.alpha)
         gate, up = both.chunk(2, dim=-1)
         scale = run.smooth_scale(up) if unit.smooth else None
@@ -110,7 +111,7 @@ class _Normed(torch.autograd.Function):
         steps = [layer.step.clone() for layer in layers if layer.step is not None]
         ctx.save_for_backward(x, norm, inverse, both, scale, *steps, *(t for q in kept for t in tensors_of(q)))
         ctx.forms = [form_of(q) for q in kept]
-        ctx.unit, ctx.types, ctx.layers = unit, (gated.dtype, down.dtype), layers
+        ctx.unit, ctx.types, ctx.layers = unit, (gate_weight.dtype, down.dtype), layers
         return y if scale is None else in_dtype(y * scale, out)
 
     @staticmethod
@@ -138,7 +139,7 @@ class _Normed(torch.autograd.Function):
                 layer.step.add_(1)
             if layer.history is not None:
                 advance(layer.history)
-        return dx, d_norm.to(norm.dtype), d_gated, d_down, None, None, None
+        return dx, d_norm.to(norm.dtype), *d_gated.chunk(2), d_down, None, None, None
 
 
 class Passing(nn.Module):
@@ -180,10 +181,10 @@ class NormedGate(nn.Module):
         kind = x.device.type
         out = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         with torch.autocast(kind, enabled=False):
-            gated = torch.cat([self.gate_proj.weight, self.up_proj.weight])
             flat = x.reshape(-1, x.shape[-1])
             layers = (self.gate_proj.context, self.down_proj.context)
-            y: Tensor = _Normed.apply(flat, self._norm[0].weight, gated, self.down_proj.weight, self.unit, out, layers)  # type: ignore[no-untyped-call]
+            weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+            y: Tensor = _Normed.apply(flat, self._norm[0].weight, *weights, self.unit, out, layers)  # type: ignore[no-untyped-call]
             return y.view(x.shape)
 
     def extra_repr(self) -> str:

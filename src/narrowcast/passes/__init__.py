@@ -7,6 +7,7 @@ from narrowcast.passes.fused import (
     gelu_both,
     rms_norm_backward_both,
     rms_norm_both,
+    stacked_both,
     swiglu_backward_both,
     swiglu_both,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "saved_gradients",
     "sigmoid",
     "smooth_scale",
+    "stacked_both",
     "swiglu",
     "swiglu_backward",
     "swiglu_backward_both",

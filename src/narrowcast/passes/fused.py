@@ -6,11 +6,17 @@ arguments (``stream``, ``across_stream``, ``history``, ``what``) are those of `q
 
 from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from narrowcast.passes import wide
 from narrowcast.passes.both import How, Two, quantize_both
 from narrowcast.quantize import Cast
+
+
+def stacked_both(x: Tensor, y: Tensor, cast: Cast, across: Cast | None = None, **how: Unpack[How]) -> Two:
+    """Return both orientations of ``x`` ``[M, K]`` above ``y`` of the same shape, as one matrix ``[2 M, K]``."""
+    return quantize_both(torch.cat([x, y]), cast, across, **how)
 
 
 def rms_norm_both(
