@@ -1,11 +1,12 @@
 """A training step on a GPU beside its peers: four Llama-8B layers, forward and backward, compiled, in one run.
 
-    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--explain] [--out DIR]
+    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--attention ...] [--explain] [--out DIR]
 
 Layers of 4096 wide, 14336 in the gated unit, 32 heads and 8 of keys, 4 x 4096 tokens, bfloat16, weights included.
-Attention is cuDNN's in every variant (the faster of cuDNN's and FlashAttention-2, measured in the same run). Variants
-are interleaved, each captured in a CUDA graph (``--launched``: not), so that no variant waits for the processor; a
-figure is the median over rounds of four steps, of milliseconds a step and of the ratio to bf16 in the same round.
+Attention is the same in every variant, bf16 and peers too: the fastest of those that can run here (cuDNN,
+FlashAttention-2, FlashAttention-4 where it is installed), all measured first in the same run. Variants are interleaved,
+each captured in a CUDA graph (``--launched``: not), so that no variant waits for the processor; a figure is the median
+over rounds of four steps, of milliseconds a step and of the ratio to bf16 in the same round.
 Memory is what one step without a graph allocates at its peak, and the weights: gradients, what is saved, workspace, no
 inputs. Then one profile of each says where its time goes. ``RECIPE@hopper-fp8`` sums as torchao's row scales do: fast,
 without promotion. Writes bench/results/train-cuda.json.
@@ -21,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from bench.attention_gpu import Shape, fastest, measure
 from bench.explain import explain
 from bench.gpu import captured, peak, ratio, rounds, shares, slowest
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import narrowcast as nc
-from narrowcast.errors import CheckFailed
+from narrowcast.attend import attend
+from narrowcast.errors import CheckFailed, InputError
 from narrowcast.io import versions
 
 WRONG = 0.5  # relative distance of an output or a gradient from bf16's that no rounding explains
@@ -48,9 +49,9 @@ PEERS = "tensorwise,rowwise,rowwise_with_gw_hp"
 class Block(nn.Module):
     """One Llama layer, plainly."""
 
-    def __init__(self, width: int, gated: int, heads: int, keys: int, context: int) -> None:
+    def __init__(self, width: int, gated: int, heads: int, keys: int, context: int, attention: str) -> None:
         super().__init__()
-        self.heads, self.keys, self.size = heads, keys, width // heads
+        self.heads, self.keys, self.size, self.attention = heads, keys, width // heads, attention
         small = keys * self.size
         self.input_layernorm, self.post_attention_layernorm = (nn.RMSNorm(width, eps=1e-5) for _ in "ip")
         self.q_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in "qo")
@@ -68,7 +69,7 @@ class Block(nn.Module):
         normed = self.input_layernorm(x)
         shape = (*x.shape[:2], -1, self.size)
         q, k, v = (p(normed).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        y = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v, is_causal=True, enable_gqa=True)
+        y = attend(self.rotate(q), self.rotate(k), v, kind=self.attention)
         x = x + self.o_proj(y.transpose(1, 2).reshape(x.shape))
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -85,12 +86,12 @@ class Gated(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
-def made(sizes: tuple[int, ...], device: str) -> nn.Module:
+def made(sizes: tuple[int, ...], device: str, attention: str) -> nn.Module:
     """Return the layers in bfloat16, the same weights each time."""
     width, gated, heads, keys, layers, _, context = sizes
     torch.manual_seed(0)
     with torch.device(device):
-        model = nn.Sequential(*(Block(width, gated, heads, keys, context) for _ in range(layers)))
+        model = nn.Sequential(*(Block(width, gated, heads, keys, context, attention) for _ in range(layers)))
     return model.to(torch.bfloat16)
 
 
@@ -129,33 +130,34 @@ def memory(step: Callable[[], Any], model: nn.Module) -> float:
     return most / 2**30
 
 
-def attention(sizes: tuple[int, ...], device: str) -> dict[str, float]:
-    """Return milliseconds of attention, forward and backward, by each of torch's kernels."""
+def attention(sizes: tuple[int, ...], asked: str) -> dict[str, Any]:
+    """Return which kernel runs attention in every variant, and the times of all that can, forward and backward."""
     width, _, heads, keys, _, batch, context = sizes
-    q, k, v = (
-        torch.randn(batch, h, context, width // heads, device=device, dtype=torch.bfloat16, requires_grad=True)
-        for h in (heads, keys, keys)
-    )
-    found = {}
-    for kind in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
-
-        def run(kind: SDPBackend = kind) -> None:
-            with sdpa_kernel(kind):
-                F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).sum().backward()
-
-        found[kind.name] = statistics.median(rounds({"one": run}, 8)["one"])
-    return found
+    found = measure(Shape("the training step's", batch, heads, keys, context, width // heads), False, 8)
+    kind = fastest(found) if asked == "auto" else asked
+    if "absent" in found.get(kind, {}):
+        raise InputError(f"--attention {kind}: {found[kind]['absent']}")
+    for name, at in found.items():
+        print(f"attention {name}: {at.get('absent') or ', '.join(f'{k} {v:.3f}' for k, v in at.items())}", flush=True)
+    print(f"attention of all variants: {kind}", flush=True)
+    return {"kind": kind, "asked": asked, "kernels": found}
 
 
 def build(
-    names: list[str], peers: list[str], sizes: tuple[int, ...], device: str, compiled: bool, launched: bool
+    names: list[str],
+    peers: list[str],
+    sizes: tuple[int, ...],
+    device: str,
+    compiled: bool,
+    launched: bool,
+    attention: str,
 ) -> dict[str, Any]:
     """Return {name: (step, row)}; the row has memory, kernels, the distance of the output from bf16's."""
     found: dict[str, Any] = {}
     pool = torch.cuda.graph_pool_handle()
     reference: list[Tensor] | None = None
     for name in ["bf16", *names, *(f"torchao {p}" for p in peers)]:
-        model = made(sizes, device)
+        model = made(sizes, device, attention)
         row: dict[str, Any] = {}
         if name.startswith("torchao "):
             peer(model, name.removeprefix("torchao "))
@@ -188,6 +190,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", default=RECIPES)
     parser.add_argument("--peers", default=PEERS)
+    parser.add_argument("--attention", default="auto", choices=("auto", "cudnn", "flash", "flash4"))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--eager", action="store_true")
@@ -197,12 +200,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch._dynamo.config.recompile_limit = 64  # one per variant
-    for off in ("flash", "mem_efficient", "math"):
-        getattr(torch.backends.cuda, f"enable_{off}_sdp")(False)
     sizes = (WIDTH, GATED, HEADS, KEYS, options.layers, BATCH, CONTEXT)
     names = [n for n in options.recipes.split(",") if n]
     peers = [n for n in options.peers.split(",") if n]
-    variants = build(names, peers, sizes, "cuda", not options.eager, options.launched)
+    runs = attention(sizes, options.attention)
+    variants = build(names, peers, sizes, "cuda", not options.eager, options.launched, runs["kind"])
     times = rounds({name: step for name, (step, _) in variants.items()}, options.rounds, times=STEPS)
     rows = {}
     for name, (step, row) in variants.items():
@@ -226,11 +228,10 @@ def main(arguments: list[str]) -> None:
         "graphs": not options.launched,
         "rounds": options.rounds,
         "steps_a_round": STEPS,
-        "attention_ms": attention(sizes, "cuda"),
+        "attention": runs,
         "variants": rows,
     }
     if options.explain:
         result["layers"] = explain([n for n in names if "joined" not in n], sizes)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "train-cuda.json").write_text(json.dumps(result, indent=1) + "\n")
-    print("attention", result["attention_ms"])

@@ -23,6 +23,7 @@ FLOORS = {
     "passes": 4,
     "kernels": 5,
     "backend": 6,
+    "attend": 6,
     "arithmetic": 7,
     "nn": 7,
     "optim": 7,

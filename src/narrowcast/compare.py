@@ -98,13 +98,10 @@ def compare(
     require_torch(torch.__version__)
     check_run(out, resume=resume, overwrite=overwrite)
     start = Start(*build(config.training))  # bad data or a bad model shows here, before anything is written
-    place = config.training.place.to_json()
-    open_run(
-        out,
-        {**config.to_json(), **place, "corpus": start.tokens.corpus.digest[:16]},
-        resume=resume,
-        overwrite=overwrite,
-    )
+    place = config.training.place
+    where = {**place.to_json(), "attention": place.attention(start.model).kind}
+    settings = {**config.to_json(), **where, "corpus": start.tokens.corpus.digest[:16]}
+    open_run(out, settings, resume=resume, overwrite=overwrite)
     runs = config.runs
     results = []
     for number, run in enumerate(runs):
@@ -249,6 +246,7 @@ def _report(config: CompareConfig, start: Start, results: list[Json], command: s
         "corpus": _corpus(start.tokens),
         "model": _model(start, config.training),
         "training": _training(config.training),
+        "attention": config.training.place.attention(start.model).to_json(),
         "baseline": config.baseline,
         "noise": {
             "seeds": [r["seed"] for r in base],

@@ -1,4 +1,4 @@
-"""Where a run computes: its device, the dtype of what its recipe leaves wide, and what makes it repeatable there.
+"""Where a run computes: its device, the dtype of what its recipe leaves wide, its attention, what makes it repeatable.
 
 A run killed on a GPU resumes to the same losses bit for bit on the same kind of GPU and the same versions: kernels
 whose sums depend on the order of threads are refused (`torch.use_deterministic_algorithms`).
@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from narrowcast.attend import Attention, Setting, attend, choose_attention
 from narrowcast.errors import InputError, nearest
+from narrowcast.models.language import causal_by, head_size, not_plain
 
 DEVICES = ("auto", "cpu", "cuda")
 WIDE = ("auto", "float32", "bfloat16")
@@ -26,16 +29,18 @@ class Place:
     Attributes:
         device: ``cpu`` or ``cuda``.
         wide: ``torch.float32``, or ``torch.bfloat16`` by autocast; parameters stay float32 either way.
+        asked: the attention that is asked for, one of `attend.ASKED`.
     """
 
     device: torch.device
     wide: torch.dtype
+    asked: str = "auto"
 
     @classmethod
-    def of(cls, device: str, wide: str) -> "Place":
-        """Return the place that two options name; ``auto`` is CUDA and bfloat16 where there is a GPU.
+    def of(cls, device: str, wide: str, attention: str = "auto") -> "Place":
+        """Return the place that three options name; ``auto`` is CUDA and bfloat16 where there is a GPU.
 
-        Raises InputError for unknown names, and for ``cuda`` where there is none.
+        Raises InputError for unknown names, for ``cuda`` where there is none, and for a kernel that no model could use.
         """
         for option, name, known in (("--device", device, DEVICES), ("--wide", wide, WIDE)):
             if name not in known:
@@ -46,7 +51,42 @@ class Place:
         kind = "cuda" if there and device != "cpu" else "cpu"
         if wide == "auto":
             wide = "bfloat16" if kind == "cuda" else "float32"
-        return cls(torch.device(kind), getattr(torch, wide))
+        place = cls(torch.device(kind), getattr(torch, wide), attention)
+        place._choose(8)  # a head that every kernel takes
+        return place
+
+    def _choose(self, size: int) -> Attention:
+        repeatable = self.device.type == "cuda"  # as `repeatable` asks
+        return choose_attention(self.asked, Setting.on(self.device, self.wide, size, repeatable), "--attention")
+
+    def attention(self, model: nn.Module) -> Attention:
+        """Return what runs the attention of ``model`` in training, and why; nothing is set yet.
+
+        Raises InputError where a kernel is asked for that cannot run it.
+        """
+        reason, size = not_plain(model), head_size(model)
+        if reason is None and size is not None:
+            return self._choose(size)
+        reason = reason or "its config names no head size"
+        if self.asked not in ("auto", "torch"):
+            what = f"--attention {self.asked}: the attention of {type(model).__name__} cannot be set"
+            raise InputError(f"{what}: {reason}; take 'auto' or 'torch'")
+        return Attention("torch", reason)
+
+    @contextmanager
+    def attending(self, model: nn.Module, how: Attention) -> Iterator[None]:
+        """Let ``how`` run attention inside: of whole windows in this place's dtype. All else runs as before."""
+
+        def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor | None:
+            kind = q.device.type
+            made = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else v.dtype
+            return attend(q, k, v, scale=scale, kind=how.kind) if made == self.wide else None
+
+        if how.kind == "torch":
+            yield
+            return
+        with causal_by(model, attention, how.kind):
+            yield
 
     def to_json(self) -> dict[str, str]:
         """Return what a run's settings keep: the names that ``auto`` stood for."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.analysis.memory import out_of_memory
+from narrowcast.attend import Attention
 from narrowcast.errors import CheckFailed, InputError, require_torch
 from narrowcast.health import name_first_non_finite
 from narrowcast.io import (
@@ -60,6 +61,7 @@ class TrainConfig:
         backend: ``auto``, ``emulate`` or ``native``.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         wide: dtype of what the recipe leaves wide: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on CUDA).
+        attention: what runs attention on CUDA: ``auto`` or a kernel of `attend.KERNELS`.
         compile: whether the model runs compiled whole.
     """
 
@@ -83,6 +85,7 @@ class TrainConfig:
     backend: str = "auto"
     device: str = "auto"
     wide: str = "auto"
+    attention: str = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -96,12 +99,12 @@ class TrainConfig:
         if self.vocab < 257:
             raise InputError(f"--vocab: expected at least 257 (256 bytes and the end token), found {self.vocab}")
         learning_rate(self.schedule, 0, 1, 0, 1.0)  # names the known schedules where this one is unknown
-        Place.of(self.device, self.wide)  # refuses a device that is not there
+        Place.of(self.device, self.wide, self.attention)  # refuses a device or kernel that is not there
 
     @property
     def place(self) -> Place:
         """Where the run computes."""
-        return Place.of(self.device, self.wide)
+        return Place.of(self.device, self.wide, self.attention)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as plain values."""
@@ -130,6 +133,7 @@ class TrainResult:
         tokens: the tokenized corpus.
         tokens_per_step: tokens that one update sees.
         probe_batch: int64 ``[batch, context + 1]``, the first validation batch, of `PROBE` tokens at most.
+        attention: what runs attention, and why.
         train_losses, val_losses: ``(step, nats per token)``; validation at 0, every interval, and the end.
         seconds: of each update of this process.
         skipped_steps: updates skipped by the loss scaler.
@@ -140,6 +144,7 @@ class TrainResult:
     tokens: TokenizedCorpus
     tokens_per_step: int
     probe_batch: Tensor
+    attention: Attention
     train_losses: list[tuple[int, float]] = field(default_factory=list)
     val_losses: list[tuple[int, float]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -172,19 +177,6 @@ def build(config: TrainConfig, tokens: TokenizedCorpus | None = None) -> tuple[n
     return model, tokens
 
 
-def parameter_groups(model: nn.Module, recipe: Recipe, decay: float) -> list[dict[str, Any]]:
-    """Return parameter groups: matrices decay, vectors do not; ``factor`` multiplies the learning rate.
-
-    A recipe's parametrisation gives weights rates of their own, and what they lose by decay stays what it was.
-    """
-    rates = recipe.parametrisation.rates(model) if recipe.parametrisation else {}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {(1.0, decay): [], (1.0, 0.0): []}
-    for p in model.parameters():
-        factor = rates.get(id(p), 1.0)
-        groups.setdefault((factor, decay / factor if p.dim() >= 2 else 0.0), []).append(p)
-    return [{"params": ps, "weight_decay": d, "factor": f} for (f, d), ps in groups.items()]
-
-
 class Trainer:
     """One run: a model, its optimizer, and the loop around them. Use `train`, which drives it."""
 
@@ -196,6 +188,7 @@ class Trainer:
         self.place = config.place
         model, tokens = build(config) if tokens is None else build(config, tokens)
         model.to(self.place.device)
+        attention = self.place.attention(model)
         conversion = self.recipe.convert(model, backend=config.backend, seed=config.seed)
         self.model = model
         self.runs: Any = compiled(model) if config.compile else model  # the same parameters
@@ -204,14 +197,13 @@ class Trainer:
         held_out = tokens.validation_batches(config.eval_batches, config.batch, config.context)
         self.validation = [batch.to(self.place.device) for batch in held_out]
         seen = config.batch * config.context * config.accumulate
-        self.result = TrainResult(
-            model, conversion, tokens, seen, self.validation[0][: max(1, PROBE // config.context)]
-        )
+        probed = self.validation[0][: max(1, PROBE // config.context)]
+        self.result = TrainResult(model, conversion, tokens, seen, probed, attention)
         self.step = 0
 
     def _optimizer(self) -> torch.optim.Optimizer:
         c, states = self.config, self.recipe.optimizer
-        groups = parameter_groups(self.model, self.recipe, c.weight_decay)
+        groups = self.recipe.parameter_groups(self.model, c.weight_decay)
         if states is None:
             return torch.optim.AdamW(groups, lr=c.lr, betas=_BETAS, fused=self.place.device.type == "cuda")
         split = [
@@ -224,7 +216,7 @@ class Trainer:
     def run(self, on_step: Callable[[StepInfo], None] | None) -> TrainResult:
         """Train from the current step to the last."""
         try:
-            with self.place.repeatable():
+            with self.place.repeatable(), self.place.attending(self.model, self.result.attention):
                 return self._run(on_step)
         except torch.OutOfMemoryError as error:
             wanted = str(error)  # and no more of it: its frames hold the tensors of the step
@@ -390,7 +382,9 @@ def train(
         check_run(out, resume=resume, overwrite=overwrite)  # before the work that reading a corpus is
     trainer = Trainer(config, out, chosen, tokens)
     if out is not None:
-        settings = {**config.to_json(), **trainer.place.to_json(), "corpus": trainer.result.tokens.corpus.digest[:16]}
+        result = trainer.result
+        where = {**trainer.place.to_json(), "attention": result.attention.kind}
+        settings = {**config.to_json(), **where, "corpus": result.tokens.corpus.digest[:16]}
         open_run(out, settings, resume=resume, overwrite=overwrite)
         if resume:
             trainer.load()

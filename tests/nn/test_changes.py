@@ -16,7 +16,6 @@ from narrowcast.nn.remade import Remade
 from narrowcast.nn.unit import UnitVariance
 from narrowcast.passes import smooth_scale
 from narrowcast.quantize import cast
-from narrowcast.train import parameter_groups
 
 GROUPS = cast("e4m3fn/1x16+pad/bfloat16")
 
@@ -150,7 +149,7 @@ def test_unit_variance_keeps_the_function_and_an_adam_step(width, base):
     x = torch.randn(32, width)
     torch.testing.assert_close(moved(x), base(x), rtol=1e-5, atol=1e-6)
     for model, chosen in ((base, nc.Recipe("none", "", "")), (moved, recipe)):
-        groups = [{**g, "lr": 1e-3 * g["factor"]} for g in parameter_groups(model, chosen, 0.1) if g["params"]]
+        groups = [{**g, "lr": 1e-3 * g["factor"]} for g in chosen.parameter_groups(model, 0.1) if g["params"]]
         step = torch.optim.AdamW(groups, eps=1e-15)
         model(x).square().sum().backward()
         step.step()

@@ -18,6 +18,7 @@ from narrowcast.errors import InputError, nearest
 #: name: (module in bench/, result file, what it measures)
 BENCHES = {
     "train": ("train_gpu", "train-cuda.json", "a training step beside bf16 and torchao"),
+    "attention": ("attention_gpu", "attention-cuda.json", "attention by cuDNN, FlashAttention-2 and -4"),
     "gemm": ("gemm", "gemm-cuda.json", "products on tensor cores beside bf16's"),
     "cast": ("quantize_gpu", "quantize-cuda.json", "quantizing kernels beside a copy"),
     "passes": ("passes_gpu", "passes-cuda.json", "passes over both orientations beside a copy"),

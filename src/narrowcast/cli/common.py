@@ -28,6 +28,10 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto (the GPU where
 WideOption = Annotated[
     str, typer.Option("--wide", help="What the recipe leaves wide: auto (bfloat16 on a GPU), float32 or bfloat16.")
 ]
+AttentionOption = Annotated[
+    str,
+    typer.Option("--attention", help="On a GPU: auto (the fastest), cudnn, flash, flash4, efficient, math or torch."),
+]
 CompileFlag = Annotated[bool, typer.Option("--compile", help="Run the model compiled.")]
 ThreadsOption = Annotated[int, typer.Option("--threads", help="CPU threads; 0 leaves torch's choice.")]
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from narrowcast.cli.common import (
+    AttentionOption,
     CompileFlag,
     DataOption,
     DeviceOption,
@@ -48,6 +49,7 @@ def compare(
     vocab: Annotated[int, typer.Option(help="Size of the BPE trained on the corpus.")] = _D.vocab,
     device: DeviceOption = _D.device,
     wide: WideOption = _D.wide,
+    attention: AttentionOption = _D.attention,
     compiled: CompileFlag = False,
     seed: SeedOption = 0,
     threads: ThreadsOption = 0,
@@ -76,6 +78,7 @@ def compare(
         vocab=vocab,
         device=device,
         wide=wide,
+        attention=attention,
         compile=compiled,
     )
     config = CompareConfig(training, names, baseline, seeds)
@@ -107,6 +110,8 @@ def _show(report: dict[str, Any], findings: list[str], page: Path) -> None:
         f"tokens; {training['steps']} steps of {training['tokens_per_step']:,} tokens"
     )
     console.print(f"corpus: {corpus['split']}.")
+    if attention := report.get("attention"):  # reports of older versions lack it
+        console.print(f"attention: {attention['kind']} ({attention['kernel']}): {attention['why']}.")
     console.print(table(report))
     console.print(f"noise: {report['noise']['explanation']}.")
     for finding in findings:

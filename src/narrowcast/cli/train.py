@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from narrowcast.cli.common import (
+    AttentionOption,
     CompileFlag,
     DataOption,
     DeviceOption,
@@ -55,6 +56,7 @@ def train(
     backend: Annotated[str, typer.Option(help="auto, emulate or native.")] = _D.backend,
     device: DeviceOption = _D.device,
     wide: WideOption = _D.wide,
+    attention: AttentionOption = _D.attention,
     compiled: CompileFlag = False,
     seed: SeedOption = 0,
     threads: ThreadsOption = 0,
@@ -75,7 +77,7 @@ def train(
         recipe=recipe, data=data, model=model, steps=steps, batch=batch, context=context, accumulate=accumulate,
         lr=lr, warmup=warmup, schedule=schedule, weight_decay=weight_decay, clip=clip, vocab=vocab,
         eval_every=eval_every, checkpoint_every=checkpoint_every, backend=backend, seed=seed,
-        device=device, wide=wide, compile=compiled,
+        device=device, wide=wide, attention=attention, compile=compiled,
     )  # fmt: skip
     board = _Board(out) if tensorboard else None
     with progress() as bar:
@@ -127,6 +129,7 @@ def _payload(config: TrainConfig, result: TrainResult, out: Path) -> dict[str, A
         "seconds_per_step": result.seconds_per_step,
         "skipped_steps": result.skipped_steps,
         "optimizer_bytes": round(_optimizer_bytes(result, find(config.recipe))),
+        "attention": result.attention.to_json(),
         "conversion": result.conversion.to_json(),
     }
 
@@ -152,6 +155,7 @@ def _show(config: TrainConfig, result: TrainResult, out: Path) -> None:
     console.print(f"optimizer   {states}: {megabytes(_optimizer_bytes(result, chosen))} of master weights and moments")
     if narrow and narrow[0].backend == "emulate":
         console.print(f"backend     emulate: {narrow[0].why}", highlight=False)
+    console.print(f"attention   {result.attention}", highlight=False)
     for step, loss in result.val_losses:
         text = f"validation  step {step:>6}  loss {loss:.4f}  perplexity {perplexity(loss):.2f}"
         console.print(text, highlight=False)

@@ -1,9 +1,11 @@
 """Language models from `transformers`: the default small Llama, or any config."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from narrowcast.models.quiet import quiet
 
@@ -45,7 +47,21 @@ def from_config(config: Any, seed: int, auto: str = "AutoModelForCausalLM") -> n
     return model.train()
 
 
+#: ``attention(q, k, v, scale)``: causal, ``q [B, H, T, D]``, ``k v [B, G, T, D]``; None where the call is not for it
+CausalAttention = Callable[[Tensor, Tensor, Tensor, float | None], Tensor | None]
 _PLAIN = "narrowcast-causal"  # an attention without a mask of its own: `transformers` makes none
+
+
+def not_plain(model: nn.Module) -> str | None:
+    """Return why the attention of ``model`` is not merely causal, or None where its mask would say no more."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", _PLAIN):
+        return "it is not transformers' sdpa"
+    kinds = getattr(config, "layer_types", None) or ["full_attention"]
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if set(kinds) != {"full_attention"} or windows != [None, None]:
+        return "it sees a window of the tokens"
+    return None
 
 
 def plain_causal(model: nn.Module) -> bool:
@@ -54,20 +70,70 @@ def plain_causal(model: nn.Module) -> bool:
     `transformers` 5.24 writes the mask out when compiled by torch before 2.14 (older versions always, it says), and the
     fast kernels take none. Batches are to be whole windows, without padding.
     """
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "_attn_implementation", None) != "sdpa" or getattr(config, "sliding_window", None) is not None:
-        return False
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
-    if set(kinds) != {"full_attention"} or getattr(config, "attention_chunk_size", None) is not None:
-        return False
+    if not_plain(model) is None:
+        _set(model, _PLAIN, None)
+        return True
+    return False
+
+
+@contextmanager
+def causal_by(model: nn.Module, attention: CausalAttention, name: str) -> Iterator[None]:
+    """Let ``attention`` (called ``name``) compute whole windows without dropout inside, as `plain_causal` lets torch.
+
+    Where it returns None torch computes. What ran before runs again afterwards.
+    """
+    config: Any = model.config
+    before = config._attn_implementation
+    _set(model, f"{_PLAIN}-{name}", attention)
+    try:
+        yield
+    finally:
+        setter: Any = model
+        setter.set_attn_implementation(before)
+
+
+def _set(model: nn.Module, label: str, attention: CausalAttention | None) -> None:
     with quiet():
         from transformers import AttentionInterface
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        AttentionInterface.register(_PLAIN, sdpa_attention_forward)
+        AttentionInterface.register(label, _forward(attention, sdpa_attention_forward))
         setter: Any = model
-        setter.set_attn_implementation(_PLAIN)
-    return True
+        setter.set_attn_implementation(label)
+
+
+def _forward(attention: CausalAttention | None, other: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `transformers`' attention function by ``attention``, and by ``other`` what is not for it."""
+    if attention is None:
+        return other
+
+    def forward(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        dropout: float = 0.0,
+        **more: Any,
+    ) -> tuple[Tensor, None]:
+        made = None
+        if mask is None and dropout == 0.0 and query.shape[2] == key.shape[2] and more.get("softcap") is None:
+            made = attention(query, key, value, more.get("scaling"))
+        if made is None:
+            found: tuple[Tensor, None] = other(module, query, key, value, mask, dropout=dropout, **more)
+            return found
+        return made.transpose(1, 2).contiguous(), None
+
+    return forward
+
+
+def head_size(model: nn.Module) -> int | None:
+    """Return the size of an attention head of a Hugging Face model, or None where its config does not say."""
+    config: Any = getattr(model, "config", None)
+    size: int | None = getattr(config, "head_dim", None)
+    heads = getattr(config, "num_attention_heads", None)
+    return size if size is not None or heads is None else config.hidden_size // heads
 
 
 def compiled(model: nn.Module) -> Any:

@@ -1,6 +1,7 @@
 """A recipe: the precision of a whole training run, as data with its paper."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -115,6 +116,18 @@ class Recipe:
         if self.parametrisation is not None:
             self.parametrisation.apply(model)
         return report
+
+    def parameter_groups(self, model: nn.Module, decay: float) -> list[dict[str, Any]]:
+        """Return parameter groups: matrices decay, vectors do not; ``factor`` multiplies the learning rate.
+
+        The parametrisation gives weights rates of their own, and what they lose by decay stays what it was.
+        """
+        rates = self.parametrisation.rates(model) if self.parametrisation else {}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {(1.0, decay): [], (1.0, 0.0): []}
+        for p in model.parameters():
+            factor = rates.get(id(p), 1.0)
+            groups.setdefault((factor, decay / factor if p.dim() >= 2 else 0.0), []).append(p)
+        return [{"params": ps, "weight_decay": d, "factor": f} for (f, d), ps in groups.items()]
 
 
 def _recast(spec: LinearSpec, name: str) -> LinearSpec:
