@@ -80,6 +80,7 @@ def tensors(shape: Shape, seed: int = 0) -> tuple[list[Tensor], Tensor]:
 
 def passes(kind: str, shape: Shape, inputs: list[Tensor], g: Tensor) -> dict[str, Callable[[], None]]:
     """Return the replays of the forward and of the backward pass."""
+    inputs = [t.detach().requires_grad_() for t in inputs]  # leaves that know no other stream
     stream, graphs = torch.cuda.Stream(), (torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph())
 
     def forward() -> Tensor:
@@ -140,12 +141,12 @@ def distances(kind: str, shape: Shape, batches: int = 2) -> list[float]:
     """Return the relative distances of output and gradients of q, k, v from float32 mathematics."""
     inputs, g = tensors(shape, seed=1)
     out = attend(*inputs, causal=shape.causal, kind=kind)
-    made = [out, *torch.autograd.grad(out, inputs, g)]
+    made = [out.detach(), *torch.autograd.grad(out, inputs, g)]
     errors, norms = [0.0] * 4, [0.0] * 4
     for b in range(min(batches, shape.batch)):
         wide = [t[b : b + 1].detach().float().requires_grad_() for t in inputs]
         exact = attend(*wide, causal=shape.causal, kind="math")
-        expected = [exact, *torch.autograd.grad(exact, wide, g[b : b + 1].float())]
+        expected = [exact.detach(), *torch.autograd.grad(exact, wide, g[b : b + 1].float())]
         for i, (ours, theirs) in enumerate(zip(made, expected, strict=True)):
             errors[i] += float((ours[b : b + 1].float() - theirs).square().sum())
             norms[i] += float(theirs.square().sum())

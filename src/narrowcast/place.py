@@ -85,7 +85,7 @@ class Place:
         if how.kind == "torch":
             yield
             return
-        with causal_by(model, attention, how.kind):
+        with causal_by(model, attention):
             yield
 
     def to_json(self) -> dict[str, str]:

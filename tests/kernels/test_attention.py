@@ -12,7 +12,10 @@ from narrowcast.attend import KERNELS, Setting, attend
 from narrowcast.models import default_config, from_config
 from narrowcast.place import Place
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's compiler, of torch's own functions
+]
 KINDS = ("flash4", "cudnn", "flash", "efficient")
 REPEATING = tuple(kind for kind in KINDS if KERNELS[kind].repeats)
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -106,6 +109,7 @@ def captured(kind, inputs, g):
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
+        inputs = [t.detach().requires_grad_() for t in inputs]  # leaves that know no other stream
         passes(by(kind), inputs, g)
     torch.cuda.synchronize()
     with torch.cuda.graph(graph, stream=stream):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ def from_config(config: Any, seed: int, auto: str = "AutoModelForCausalLM") -> n
 
 #: ``attention(q, k, v, scale)``: causal, ``q [B, H, T, D]``, ``k v [B, G, T, D]``; None where the call is not for it
 CausalAttention = Callable[[Tensor, Tensor, Tensor, float | None], Tensor | None]
+_NUMBERS = count()
 _PLAIN = "narrowcast-causal"  # an attention without a mask of its own: `transformers` makes none
 
 
@@ -77,14 +79,14 @@ def plain_causal(model: nn.Module) -> bool:
 
 
 @contextmanager
-def causal_by(model: nn.Module, attention: CausalAttention, name: str) -> Iterator[None]:
-    """Let ``attention`` (called ``name``) compute whole windows without dropout inside, as `plain_causal` lets torch.
+def causal_by(model: nn.Module, attention: CausalAttention) -> Iterator[None]:
+    """Let ``attention`` compute whole windows without dropout inside, as `plain_causal` lets torch.
 
     Where it returns None torch computes. What ran before runs again afterwards.
     """
     config: Any = model.config
     before = config._attn_implementation
-    _set(model, f"{_PLAIN}-{name}", attention)
+    _set(model, f"{_PLAIN}-{next(_NUMBERS)}", attention)  # a name with "flash" in it makes `transformers` look for one
     try:
         yield
     finally:
