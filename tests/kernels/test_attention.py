@@ -15,6 +15,7 @@ from narrowcast.place import Place
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's compiler, of torch's own functions
+    pytest.mark.filterwarnings("ignore:TensorFloat32"),
 ]
 KINDS = ("flash4", "cudnn", "flash", "efficient")
 REPEATING = tuple(kind for kind in KINDS if KERNELS[kind].repeats)
@@ -57,6 +58,11 @@ def by(kind, causal=True):
     return lambda q, k, v: attend(q, k, v, causal=causal, kind=kind)
 
 
+def distance(a, b):
+    """NaN fails every comparison with it."""
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
 def same(a, b):
     return [torch.equal(x, y) for x, y in zip(a, b, strict=True)] == [True] * len(a)
 
@@ -71,7 +77,7 @@ def test_output_and_gradients_are_those_of_float32(kind, shape):
     expected = passes(by("math", causal), [t.detach().float().requires_grad_() for t in inputs], g.float())
     for ours, exact in zip(made, expected, strict=True):
         assert ours.dtype == dtype
-        assert float((ours.float() - exact).norm() / exact.norm()) < 1e-2  # NaN fails
+        assert distance(ours, exact) < 1e-2
 
 
 @pytest.mark.parametrize("kind", REPEATING)
@@ -102,7 +108,7 @@ def test_compiled_checkpointed_and_captured_give_the_same_numbers(kind):
         torch.use_deterministic_algorithms(False)
     if KERNELS[kind].repeats:
         assert [same(expected, form) for form in forms] == [True] * 3
-    assert all(torch.allclose(a, b, atol=2e-2) for form in forms for a, b in zip(expected, form, strict=True))
+    assert all(distance(a, b) < 5e-3 for form in forms for a, b in zip(form, expected, strict=True))
 
 
 def captured(kind, inputs, g):
@@ -153,11 +159,11 @@ def test_a_model_trains_by_it(compiles, monkeypatch):
     config.num_key_value_heads = 2
     model, tokens = from_config(config, 0).cuda(), torch.randint(96, (2, 128), device="cuda")
     place = Place.of("cuda", "bfloat16")
-    runs = torch.compile(model) if compiles else model
+    runs = torch.compile(model, fullgraph=True) if compiles else model
     losses = []
     for used in (place, Place.of("cuda", "bfloat16", "math")):
         with used.repeatable(), used.attending(model, used.attention(model)), used.autocast():
-            losses.append(float(runs(input_ids=tokens, labels=tokens, use_cache=False).loss))
+            losses.append(float(runs(input_ids=tokens, labels=tokens, use_cache=False).loss.detach()))
     assert place.attention(model).kind != "math" and losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
