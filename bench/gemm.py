@@ -4,7 +4,8 @@
 
 Codes are made beforehand; a figure is 2 M N K over the median time of the library's product alone, interleaved with the
 others in every round. Random inputs (zeros run faster), 64 MB of other data written before each so that no operand is
-left in the cache. M tokens; N, K those of the gemms of a Llama-8B layer, and 8192 cubed.
+left in the cache. M tokens; N, K those of the gemms of a Llama-8B layer, and 8192 cubed. Of MXFP4 also with the passes
+that decode its operands (`bench.gemm_mx`), and as called, with launches and waiting.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench.gemm_mx import works
 from bench.gpu import rounds
 
 from narrowcast.backend import narrow
@@ -49,6 +51,8 @@ def measure(m: int, n: int, k: int, count: int) -> dict[str, float]:
         a, b = narrow(cast(f"e4m3fn/{tile_a}/fp32"), x), narrow(cast(f"e4m3fn/{tile_b}/fp32"), w)
         plan = Plan("fp8", "e4m3fn", "e4m3fn", tile_a, tile_b, fast)
         work[name] = lambda a=a, b=b, plan=plan, out=out: gemm(a, b, plan, out)
+    captured, called = works(x, w)
+    work |= captured
     graphs = {}
     for name, run in work.items():
         run()
@@ -57,9 +61,8 @@ def measure(m: int, n: int, k: int, count: int) -> dict[str, float]:
             run()
         graphs[name] = graph
     found = {}
-    for name, times in rounds(
-        {f"{n}": lambda g=g: (other.zero_(), g.replay()) for n, g in graphs.items()}, count
-    ).items():
+    plays = {**{n: g.replay for n, g in graphs.items()}, **called}
+    for name, times in rounds({n: lambda p=p: (other.zero_(), p()) for n, p in plays.items()}, count).items():
         found[name] = statistics.median(times)
     clearing = statistics.median(rounds({"zero": other.zero_}, count)["zero"])
     return {name: 2 * prod((m, n, k)) / (ms - clearing) / 1e9 for name, ms in found.items()}

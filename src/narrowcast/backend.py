@@ -96,6 +96,8 @@ def choose(backend: str, gemm: Gemm, device: torch.device, what: str, against: s
     if _asks_for_emulation(backend):
         return Choice("emulate", emulated, "asked for")
     plan = against or plan_of(gemm)
+    if isinstance(plan, Plan) and plan.first is not None and capability(device, plan.first.units) is not None:
+        plan = replace(plan, first=None, least=0)
     reason = _no_gemm(gemm, plan, device)
     found = plan if isinstance(plan, Plan) else None  # a plan that is words is a reason
     return _decide(backend, reason, Choice("native", str(plan), "", found), what, emulated)
@@ -238,7 +240,11 @@ def narrow_both(
 
 
 def gemm(a: QTensor, b: QTensor, plan: Plan, out: torch.dtype, alpha: float = 1.0) -> Tensor:
-    """Return ``alpha a b^T`` ``[M, N]`` on tensor cores; see `kernels.gemm.gemm`."""
+    """Return ``alpha a b^T`` ``[M, N]`` on tensor cores; see `kernels.gemm.gemm` and `kernels.rebased`."""
+    if plan.first is not None:
+        from narrowcast.kernels.rebased import gemm as by_data
+
+        return by_data(a, b, plan, out, alpha)
     from narrowcast.kernels.gemm import gemm as by
 
     return by(a, b, plan, out, alpha)

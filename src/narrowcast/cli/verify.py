@@ -114,6 +114,9 @@ def _show(found: list[Finding], steps: list[OptimizerFinding], where: torch.devi
         for gemm, kernel in f.kernels.items():
             if kernel.startswith("emulated"):
                 console.print(f"{f.recipe}, {gemm}: {kernel}", style="dim")
+        if f.fp8 + f.beyond_fp8:
+            count = f"{f.fp8} of {f.fp8 + f.beyond_fp8} products fit FP8 units, the others ran in bfloat16"
+            console.print(f"{f.recipe}: {count}", style="dim")
     for _, name, first in _failed(found, steps):
         console.print(f"{name} FAILED: {first}", style="bold")
     if file is not None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from narrowcast.errors import CheckFailed
 from narrowcast.formats import format, pack, unpack
 from narrowcast.kernels.plan import Plan
-from narrowcast.quantize import QTensor
-from narrowcast.scaling import One, PowerOfTwo, TwoLevel, Wide
+from narrowcast.quantize import Cast, QTensor
+from narrowcast.scaling import Narrow, One, PowerOfTwo, TwoLevel, Wide
 
 STEP = 16  # what FP8 sizes are multiples of
 BLOCK = 128
@@ -94,15 +94,32 @@ def _outer(q: QTensor) -> Tensor | None:
 
 def exact_values(q: QTensor, dtype: torch.dtype) -> Tensor:
     """Return ``[R, K]``: elements times their block's scale, exact in ``dtype`` (`plan` has seen to it)."""
-    fmt, scale = q.cast.format, q.cast.scale
-    if fmt.name == str(dtype).removeprefix("torch."):
+    if q.cast.format.name == str(dtype).removeprefix("torch."):
         return q.codes.view(dtype)
+    if q.codes.device.type == "cuda" and dtype == torch.bfloat16 and one_pass(q.cast):
+        from narrowcast.kernels.widen import widen
+
+        made: Tensor = widen(q.codes, q.scales, q.cast.spelling)
+        return made
+    return decoded(q, dtype)
+
+
+def decoded(q: QTensor, dtype: torch.dtype) -> Tensor:
+    """Return `exact_values` by PyTorch: what its kernel is held against."""
+    fmt, scale = q.cast.format, q.cast.scale
     values = fmt.decode(unpack(q.codes, fmt.bits, q.padded[-1])).view(q.padded)
     if not isinstance(scale, One | Wide):
         rule = PowerOfTwo() if isinstance(scale, PowerOfTwo) else scale
         blocks, _ = q.cast.tile.blocks(values)
         blocks.mul_(rule.restore(q.scales, q.tensor_scale)[0])
     return values.to(dtype)
+
+
+def one_pass(cast: Cast) -> bool:
+    """Whether a kernel decodes codes of ``cast`` in one pass (`kernels.widen`): whole words under scales of a byte."""
+    narrow, scale, cols = cast.format.bits in (4, 6, 8), cast.scale, cast.tile.cols
+    byte = isinstance(scale, PowerOfTwo) or (isinstance(scale, Narrow | TwoLevel) and scale.format.bits <= 8)
+    return narrow and byte and cols > 0 and cols % 8 == 0
 
 
 def _carried(q: QTensor, carrier: str) -> Tensor:

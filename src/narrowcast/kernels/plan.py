@@ -16,6 +16,7 @@ import torch
 
 from narrowcast.accumulate import FP32, HOPPER_FP8, HOPPER_FP16, TIMES, Accumulator, accumulator
 from narrowcast.formats import Format, format
+from narrowcast.kernels.shifts import room
 from narrowcast.ops import Gemm
 from narrowcast.quantize import Cast
 from narrowcast.scaling import Narrow, One, PowerOfTwo, TwoLevel, Wide
@@ -24,6 +25,11 @@ FP8 = ("e4m3fn", "e5m2")
 PROMOTED = accumulator("hopper-fp8/every128/fp32")
 SIGNIFICAND = {"bfloat16": 8, "float16": 11}  # bits of the 16-bit units' operands
 BLOCKS = ("1x128", "128x128")
+#: binades by which the power-of-two scales of a row must be free to differ for FP8 units to be tried (`rebased`):
+#: those of 32 normal numbers differ by 2
+ROOM = 4
+#: M N K from which they are: what asking costs (`bench/gemm.py`)
+LEAST = 1 << 34
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Plan:
         a, b: what each operand's codes become: ``e4m3fn``, ``e5m2``, or the 16-bit type.
         tile_a, tile_b: how FP8 scales lie: ``tensor``, ``row``, ``1x128``, ``128x128``; empty on 16-bit units.
         fast: whether FP8 sums stay in the tensor core's own register, without promotion.
+        first: what is tried first, if the data allow it (`kernels.rebased`); or None.
+        least: M N K below which that is not tried.
     """
 
     units: str
@@ -43,10 +51,13 @@ class Plan:
     tile_a: str = ""
     tile_b: str = ""
     fast: bool = False
+    first: "Plan | None" = None
+    least: int = 0
 
     def __str__(self) -> str:
         if self.units != "fp8":
-            return f"{self.units} mm of exactly decoded operands"
+            plainly = f"{self.units} mm of exactly decoded operands"
+            return f"{self.first} where every row's exponents fit, else {plainly}" if self.first else plainly
         tiles = self.tile_a if self.tile_a == self.tile_b else f"{self.tile_a} and {self.tile_b}"
         return f"scaled_mm {self.a} x {self.b}, {tiles} scales, {'fast' if self.fast else 'split'} accumulation"
 
@@ -110,9 +121,19 @@ def _sixteen(sums: Accumulator, a: Cast, b: Cast) -> Plan | str:
         if units == "float16" and not all(c.format.name == "float16" and isinstance(c.scale, One) for c in (a, b)):
             continue  # float16's exponents are too few for block scales
         if all(0 < significant(c) <= bits for c in (a, b)):
-            return Plan(units, units, units)
+            rebased = _rebased(a, b) if sums == FP32 and units == "bfloat16" else None
+            return Plan(units, units, units, first=rebased, least=LEAST if rebased else 0)
     worst = max((a, b), key=lambda c: significant(c) or 99)
     return f"{worst.format} under {worst.tile} {worst.scale} scales is not exact in bfloat16"
+
+
+def _rebased(a: Cast, b: Cast) -> Plan | None:
+    """Return the product under scales of rows that power-of-two block scales may come to, depending on the data."""
+    for cast in (a, b):
+        whole = cast.format.bits in (4, 6, 8) and cast.tile.cols and cast.tile.cols % 8 == 0
+        if not isinstance(cast.scale, PowerOfTwo) or not whole or room(cast.format, "e4m3fn") < ROOM:
+            return None
+    return Plan("fp8", "e4m3fn", "e4m3fn", "row", "row")
 
 
 def significant(cast: Cast) -> int:

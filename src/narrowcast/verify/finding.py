@@ -25,6 +25,8 @@ class Finding:
             float32 product's rounding, where the model gives that, nor within its bound.
         worst: largest error as a share of its bound.
         equal, modelled: elements that the accumulator's model gives bit for bit, and how many it was asked for.
+        fp8, beyond_fp8: float32 products whose plan depends on the data (`kernels.rebased`): those that FP8 units took,
+            and those with a row that does not fit there.
         first: the first difference, in words.
     """
 
@@ -42,6 +44,8 @@ class Finding:
     worst: float = 0.0
     equal: int = 0
     modelled: int = 0
+    fp8: int = 0
+    beyond_fp8: int = 0
     first: str = field(default="")
 
     @property
