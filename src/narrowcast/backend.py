@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
 from narrowcast.quantize import quantize as quantize_by
 from narrowcast.storage import Storage
+
+if TYPE_CHECKING:
+    from narrowcast.kernels.rebased import Tally
 
 BACKENDS = ("auto", "emulate", "native")
 _PLAINLY = "plain PyTorch, one operation after another"
@@ -248,6 +251,13 @@ def gemm(a: QTensor, b: QTensor, plan: Plan, out: torch.dtype, alpha: float = 1.
     from narrowcast.kernels.gemm import gemm as by
 
     return by(a, b, plan, out, alpha)
+
+
+def tally() -> "Tally":
+    """Return how many products whose units depend on the data ran where, and why; see `kernels.rebased`."""
+    from narrowcast.kernels.rebased import tally as counts
+
+    return counts()
 
 
 def transposed(q: QTensor) -> QTensor:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from narrowcast.backend import tally
 from narrowcast.cli.common import (
     AttentionOption,
     CompileFlag,
@@ -131,6 +132,7 @@ def _payload(config: TrainConfig, result: TrainResult, out: Path) -> dict[str, A
         "optimizer_bytes": round(_optimizer_bytes(result, find(config.recipe))),
         "attention": result.attention.to_json(),
         "conversion": result.conversion.to_json(),
+        "products": vars(tally()),
     }
 
 
@@ -156,6 +158,8 @@ def _show(config: TrainConfig, result: TrainResult, out: Path) -> None:
     if narrow and narrow[0].backend == "emulate":
         console.print(f"backend     emulate: {narrow[0].why}", highlight=False)
     console.print(f"attention   {result.attention}", highlight=False)
+    if (products := tally()).total:
+        console.print(f"products    {products}", highlight=False)
     for step, loss in result.val_losses:
         text = f"validation  step {step:>6}  loss {loss:.4f}  perplexity {perplexity(loss):.2f}"
         console.print(text, highlight=False)

@@ -37,17 +37,17 @@ FP8 = Plan("fp8", "e4m3fn", "e4m3fn", "row", "row")
 
 
 class Tables(NamedTuple):
-    """What a byte of codes becomes; a byte is two packed codes of 4 bits, or one code.
+    """What a byte of codes becomes; a byte is two packed codes of 4 bits, or else one code.
 
     Attributes:
         limits: int32 ``[256]``: the largest shift at which it is exact in the carrier, above 16 bits of the smallest.
         codes: int16 or uint8 ``[2 REACH + 2, 256]``: its codes in the carrier at shifts from -REACH on; last, NaN's.
-        per_byte: 1 or 2.
+        bits: of a code in memory: 4, 6 or 8.
     """
 
     limits: Tensor
     codes: Tensor
-    per_byte: int
+    bits: int
 
 
 @lru_cache(maxsize=64)
@@ -64,23 +64,25 @@ def tables(name: str, carrier: str, device: torch.device) -> Tables:
     at = torch.cat([shifted(fmt, carrier), nan])
     codes = torch.stack([at[:, p] for p in parts], -1).contiguous()
     codes = codes.view(torch.int16).squeeze(-1) if len(parts) == 2 else codes.squeeze(-1)
-    return Tables(both.int().to(device), codes.to(device), len(parts))
+    return Tables(both.int().to(device), codes.to(device), fmt.bits)
 
 
 def rebase(
-    codes: Tensor, scales: Tensor, tables: Tables, tall: int, wide: int, constant: float
+    codes: Tensor, scales: Tensor, tables: Tables, tall: int, cols: int, constant: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return FP8 codes, the rows' scales, and by how many binades each row misses: uint8 ``[R, K]``, float32, int32.
 
     Args:
-        codes: bytes of them, uint8 ``[R, B]``.
-        scales: e8m0 codes, uint8 ``[R / tall, B / wide]``.
+        codes: packed, uint8 ``[R, .]``.
+        scales: e8m0 codes, uint8 ``[R / tall, K / cols]``.
         tables: of the formats.
-        tall, wide: rows and bytes of a block.
+        tall, cols: of a block.
         constant: what multiplies every scale.
     """
-    power = _spread(scales, codes, tall, wide) - 127
-    byte, real = codes.int(), power != 128
+    byte = (codes if tables.bits != 6 else unpack(codes, 6, scales.shape[1] * cols)).int()
+    across = cols // 2 if tables.bits == 4 else cols
+    power = scales.int().repeat_interleave(tall, 0).repeat_interleave(across, 1) - 127
+    real = power != 128
     limit = tables.limits[byte]
     smallest = torch.where(real, power - (limit >> 16), -SAFE).amax(1).clamp_min(-SAFE)
     largest = torch.where(real, power - (limit << 16 >> 16), SAFE).amin(1).clamp_max(SAFE)
@@ -91,10 +93,6 @@ def rebase(
     return made, scale, (smallest - largest).clamp_min(0).int()
 
 
-def _spread(scales: Tensor, codes: Tensor, tall: int, wide: int) -> Tensor:
-    return scales.int().repeat_interleave(tall, 0).repeat_interleave(wide, 1)[: codes.shape[0], : codes.shape[1]]
-
-
 def rebased(q: QTensor, carrier: str = "e4m3fn", plainly: bool = False) -> tuple[QTensor, Tensor]:
     """Return ``q`` ``[R, K]`` under one scale a row with the same values, and by how many binades each row misses.
 
@@ -102,11 +100,9 @@ def rebased(q: QTensor, carrier: str = "e4m3fn", plainly: bool = False) -> tuple
     ``plainly``.
     """
     constant = 4 / 3 if isinstance(q.cast.scale, PowerOfTwo) and q.cast.scale.rule == "four-thirds" else 1.0
-    bits, tile = q.cast.format.bits, q.cast.tile
-    codes = q.codes if bits in (4, 8) else unpack(q.codes, bits, q.padded[1]).to(torch.uint8)
-    made = tables(q.cast.format.name, carrier, codes.device)
-    scales = q.scales.reshape(q.padded[0] // tile.rows, q.padded[1] // tile.cols)
-    given = (codes.contiguous(), scales.contiguous(), made, tile.rows, tile.cols // made.per_byte, constant)
+    codes, tile = q.codes, q.cast.tile
+    scales = q.scales.reshape(q.padded[0] // tile.rows, q.padded[1] // tile.cols).contiguous()
+    given = (codes, scales, tables(q.cast.format.name, carrier, codes.device), tile.rows, tile.cols, constant)
     if plainly or codes.device.type != "cuda":
         codes, scale, lack = rebase(*given)
     else:
@@ -137,11 +133,15 @@ class Tally:
     captured: int = 0
     last: str = ""
 
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.fp8 + self.beyond + self.small + self.captured
+
     def __str__(self) -> str:
-        total = self.fp8 + self.beyond + self.small + self.captured
         reasons = ((self.beyond, self.last), (self.small, "too small to gain"), (self.captured, "captured in a graph"))
         rest = "".join(f"; {count} in bfloat16: {why}" for count, why in reasons if count)
-        return f"{self.fp8} of {total} products on FP8 units{rest}"
+        return f"{self.fp8} of {self.total} products on FP8 units{rest}"
 
 
 _TALLY = Tally()
@@ -201,14 +201,14 @@ def product(a: QTensor, b: QTensor, out: torch.dtype, alpha: float) -> Tensor | 
         with torch.cuda.device_of(a.codes):
             answer.copy_(torch.cat([first, second]).amax(), non_blocking=True)
             known.record()
-            y = multiplied(left, right, FP8, out, alpha)
+            y = multiplied(left, right, FP8, out, alpha, inside=True)
             known.synchronize()
         if not int(answer):
             return y
         del y
     found = settled(a, b)
     (_MISSED.discard if not isinstance(found, str) and found[2] == FP8 else _MISSED.add)(key)
-    return found if isinstance(found, str) else multiplied(*found, out, alpha)
+    return found if isinstance(found, str) else multiplied(*found, out, alpha, inside=True)
 
 
 def gemm(a: QTensor, b: QTensor, plan: Plan, out: torch.dtype, alpha: float = 1.0) -> Tensor:
@@ -245,7 +245,7 @@ def _rebased_gemm(
             return found
         _TALLY.beyond += 1
         _TALLY.last = found
-    return multiplied(left, right, SIXTEEN, out, alpha)
+    return multiplied(left, right, SIXTEEN, out, alpha, inside=True)
 
 
 @_rebased_gemm.register_fake

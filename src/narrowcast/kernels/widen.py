@@ -11,45 +11,45 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from narrowcast.formats import format, unpack
+from narrowcast.formats import format
 from narrowcast.kernels.native import named
-from narrowcast.kernels.rebase import words_of
+from narrowcast.kernels.produce import rounded
+from narrowcast.kernels.rebase import WARPS, words_as, words_of
 from narrowcast.kernels.rounding import bits_of, float_of
 from narrowcast.quantize import cast as cast_of
 from narrowcast.scaling import Narrow, TwoLevel
 
-SIZE, WARPS = 256, 4  # words of a program
-
 
 @triton.jit
 def widen_kernel(
-    codes_ptr, scales_ptr, values_ptr, powers_ptr, made_ptr, words, tall, PER: tl.constexpr, PAIRS: tl.constexpr,
+    codes_ptr, scales_ptr, values_ptr, powers_ptr, made_ptr, words, tall, PER: tl.constexpr, BITS: tl.constexpr,
     SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Write the bfloat16 values of SIZE words of a row; PAIRS: whether a byte holds two codes."""
+    """Write the bfloat16 values of SIZE words of a row."""
     row = tl.program_id(0).to(tl.int64)
-    at, word, code, inside = words_of(codes_ptr, scales_ptr, row, tl.program_id(1), tall, words, PER, SIZE)
+    at, word, code, inside = words_of(codes_ptr, scales_ptr, row, tl.program_id(1), tall, words, PER, BITS, SIZE)
     scale = tl.load(powers_ptr + code)
-    if PAIRS:
-        even = tl.join(scaled(values_ptr, word, 0, scale, PAIRS), scaled(values_ptr, word, 16, scale, PAIRS))
-        odd = tl.join(scaled(values_ptr, word, 8, scale, PAIRS), scaled(values_ptr, word, 24, scale, PAIRS))
+    if BITS == 4:
+        even = tl.join(scaled(values_ptr, word, 0, scale, BITS), scaled(values_ptr, word, 16, scale, BITS))
+        odd = tl.join(scaled(values_ptr, word, 8, scale, BITS), scaled(values_ptr, word, 24, scale, BITS))
         four = (row * words + at)[:, None] * 4 + tl.arange(0, 4)[None, :]
         tl.store(made_ptr + four, tl.reshape(tl.join(even, odd), [SIZE, 4]), mask=inside[:, None])
     else:
-        first, second = (scaled(values_ptr, word, 0, scale, PAIRS), scaled(values_ptr, word, 16, scale, PAIRS))
-        low = ((first >> 16) & 0xFFFF) | scaled(values_ptr, word, 8, scale, PAIRS)
-        high = ((second >> 16) & 0xFFFF) | scaled(values_ptr, word, 24, scale, PAIRS)
+        first, second = (scaled(values_ptr, word, 0, scale, BITS), scaled(values_ptr, word, 16, scale, BITS))
+        low = ((first >> 16) & 0xFFFF) | scaled(values_ptr, word, 8, scale, BITS)
+        high = ((second >> 16) & 0xFFFF) | scaled(values_ptr, word, 24, scale, BITS)
         both = (row * words + at)[:, None] * 2 + tl.arange(0, 2)[None, :]
         tl.store(made_ptr + both, tl.join(low, high), mask=inside[:, None])
 
 
 @triton.jit
-def scaled(values_ptr, word, SHIFT: tl.constexpr, scale, PAIRS: tl.constexpr):
+def scaled(values_ptr, word, SHIFT: tl.constexpr, scale, BITS: tl.constexpr):
     """Return the values of the byte of ``word`` that begins at bit SHIFT: the second, or the only one, above."""
     value = tl.load(values_ptr + ((word >> SHIFT) & 0xFF))
-    found = bits_of(float_of(value & -65536) * scale) & -65536
-    if PAIRS:
-        found = found | ((bits_of(float_of(value << 16) * scale) >> 16) & 0xFFFF)
+    found = bits_of(rounded(float_of(value & -65536) * scale, "bfloat16"))
+    if BITS == 4:
+        first = bits_of(rounded(float_of(value << 16) * scale, "bfloat16"))
+        found = found | ((first >> 16) & 0xFFFF)
     return found
 
 
@@ -76,24 +76,23 @@ def tables(spelling: str, device: torch.device) -> Tables:
     return Tables(found.to(device), scales.decode(byte % (1 << scales.bits)).to(device))
 
 
-@torch.library.custom_op("narrowcast::widen", mutates_args=())
-def widen(codes: Tensor, scales: Tensor, cast: str) -> Tensor:
+def widen_codes(codes: Tensor, scales: Tensor, cast: str) -> Tensor:
     """Return `gemm.exact_values` of a matrix in bfloat16; `gemm.one_pass` has said that this can."""
     narrow = cast_of(cast)
-    rows, count = codes.shape[0], codes.shape[1] * 8 // narrow.format.bits
-    whole = codes if narrow.format.bits in (4, 8) else unpack(codes, narrow.format.bits, count).to(torch.uint8)
-    per_byte = 2 if narrow.format.bits == 4 else 1
-    words = count // per_byte // 4
-    made = torch.empty(rows, count // 2, dtype=torch.int32, device=codes.device)
+    rows, bits = codes.shape[0], narrow.format.bits
+    source, words, per, step = words_as(codes, bits, narrow.tile.cols)
+    made = torch.empty(rows, codes.shape[1] * 4 // bits, dtype=torch.int32, device=codes.device)
     if made.numel():
         found = tables(cast, codes.device)
         with torch.cuda.device_of(codes), named("widen", cast, codes):
-            widen_kernel[(rows, triton.cdiv(words, SIZE))](
-                whole.contiguous().view(torch.int32), scales.contiguous(), found.values, found.scales, made, words,
-                narrow.tile.rows, PER=narrow.tile.cols // per_byte // 4, PAIRS=per_byte == 2, SIZE=SIZE,
-                num_warps=WARPS, enable_fp_fusion=False,
+            widen_kernel[(rows, triton.cdiv(words, step))](
+                source, scales.contiguous(), found.values, found.scales, made, words, narrow.tile.rows, PER=per,
+                BITS=bits, SIZE=step, num_warps=WARPS, enable_fp_fusion=False,
             )  # fmt: skip
     return made.view(torch.bfloat16)
+
+
+widen = torch.library.custom_op("narrowcast::widen", widen_codes, mutates_args=())
 
 
 @widen.register_fake
