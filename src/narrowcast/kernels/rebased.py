@@ -184,8 +184,15 @@ def _miss(side: str, carrier: str, lack: Tensor) -> str:
     return f"row {row} of the {side} operand misses {carrier} by {int(lack[row])} binades"
 
 
+Key = tuple[str, str, int, int]
 #: casts and sizes of operands whose last product did not fit e4m3fn on both sides
-_MISSED: set[tuple[str, str, int, int]] = set()
+_MISSED: set[Key] = set()
+#: those that ran in bfloat16 once on a GPU
+_COMPILED: set[Key] = set()
+
+
+def _key(a: QTensor, b: QTensor) -> Key:
+    return (a.cast.spelling, b.cast.spelling, b.padded[0], b.padded[1])
 
 
 def product(a: QTensor, b: QTensor, out: torch.dtype, alpha: float) -> Tensor | str:
@@ -194,7 +201,7 @@ def product(a: QTensor, b: QTensor, out: torch.dtype, alpha: float) -> Tensor | 
     It is launched before the answer is there, so that the GPU works while the host waits for a number that was ready
     before it; thrown away if a row does not fit, and not launched before again until all do.
     """
-    key = (a.cast.spelling, b.cast.spelling, b.padded[0], b.padded[1])
+    key = _key(a, b)
     if a.codes.device.type == "cuda" and key not in _MISSED:
         (left, first), (right, second) = rebased(a), rebased(b)
         answer, known = torch.empty((), dtype=torch.int32, pin_memory=True), torch.cuda.Event()
@@ -239,6 +246,9 @@ def _rebased_gemm(
     elif a.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         _TALLY.captured += 1
     else:
+        if a.device.type == "cuda" and _key(left, right) not in _COMPILED:
+            multiplied(left, right, SIXTEEN, out, alpha, inside=True)  # a graph captured later can compile nothing
+            _COMPILED.add(_key(left, right))
         found = product(left, right, out, alpha)
         if isinstance(found, Tensor):
             _TALLY.fp8 += 1
