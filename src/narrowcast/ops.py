@@ -83,17 +83,22 @@ def contraction_source(gemm: Gemm, x: Tensor, stream: Stream | None, what: str) 
 
     Both operands of a gemm are padded to the same K (zeros add nothing to the product).
     """
+    short = contraction_length(gemm, tuple(x.shape), what) - x.shape[-1]
+    x = F.pad(x, (0, short)) if short else x
+    return gemm.transform.forward(x, stream) if gemm.transform else x
+
+
+def contraction_length(gemm: Gemm, shape: tuple[int, ...], what: str) -> int:
+    """Return the length to which both operands of ``gemm`` are padded along K; InputError where they may not be."""
     a, b = gemm.casts
     multiple = lcm(a.padding_multiple(), b.padding_multiple(), gemm.transform.size if gemm.transform else 1)
-    short = -x.shape[-1] % multiple
-    if short:
-        if not (a.tile.pad or b.tile.pad):
-            raise InputError(
-                f"{what} of shape {tuple(x.shape)}: the contraction axis is not a multiple of {multiple}, which "
-                f"{a} and {b} need; change the layer's or batch's size, or use tiles with '+pad'"
-            )
-        x = F.pad(x, (0, short))
-    return gemm.transform.forward(x, stream) if gemm.transform else x
+    short = -shape[-1] % multiple
+    if short and not (a.tile.pad or b.tile.pad):
+        raise InputError(
+            f"{what} of shape {shape}: the contraction axis is not a multiple of {multiple}, which "
+            f"{a} and {b} need; change the layer's or batch's size, or use tiles with '+pad'"
+        )
+    return shape[-1] + short
 
 
 def matmul(a: Operand, b: Operand, gemm: Gemm, alpha: float = 1.0) -> Tensor:

@@ -98,13 +98,14 @@ class Cast:
             raise InputError(f"cast {self}: its transform is undone before a product of codes; give it to the gemm")
         self.scale.numbers.check_products(str(self))
         source = self._source(x, stream, what)
-        blocks, inside = self.tile.blocks(source)
-        scale = self._scale(blocks, inside, history)
+        blocks, axes = self.tile.blocks(source)
+        scale = self._scale(blocks, axes, history)
         values = self.format.round(scale.scaled(blocks), self.rounding, self._draws(source, blocks, stream))
         spread = scale.apply(torch.where(blocks < 0, -1.0, 1.0)).abs()
         step = self.format.smallest if isinstance(self.format, Integer) else 1.0
-        values, spread = (values / step).view(source.shape), (spread * step).view(source.shape)
-        return Codes(values.detach(), spread.detach(), self.format.smallest_normal / step)
+        cut = tuple(map(slice, x.shape))  # what padding added
+        values, spread = (t.view(source.shape)[cut].detach() for t in (values / step, spread * step))
+        return Codes(values, spread, self.format.smallest_normal / step)
 
     def quantize(
         self, x: Tensor, stream: Stream | None = None, history: Tensor | None = None, what: str = "tensor"

@@ -8,7 +8,7 @@ from narrowcast.accumulate import accumulator, product
 from narrowcast.backend import choose
 from narrowcast.errors import InputError
 from narrowcast.nn import Linear, LinearSpec
-from narrowcast.ops import REUSE, WIDE, Gemm, attention, matmul
+from narrowcast.ops import REUSE, WIDE, Gemm, Reuse, attention, matmul
 from narrowcast.quantize import cast
 
 DFP16 = cast("int16/tensor/e8m0")
@@ -93,8 +93,9 @@ def test_lmul_forward_with_exact_gradients():
 def test_what_cannot_be_is_refused_at_birth():
     tensor = cast("e4m3fn/tensor/fp32")
     core = Gemm(tensor, tensor, accumulator=accumulator("hopper-fp8"))
-    with pytest.raises(InputError, match="reuses decoded values"):
-        LinearSpec(core, Gemm(tensor, REUSE, accumulator=core.accumulator), Gemm(REUSE, REUSE))
+    for first, again in ((core, Reuse(tensor)), (Gemm(tensor, tensor), REUSE)):
+        with pytest.raises(InputError, match="reuses decoded values"):
+            LinearSpec(first, Gemm(tensor, again, accumulator=core.accumulator), Gemm(REUSE, REUSE))
     with pytest.raises(InputError, match="ordinary products only"):
         Gemm(tensor, tensor, accumulator=accumulator("hopper-fp8"), product=product("lmul3"))
     with pytest.raises(InputError, match="give it to the gemm"):

@@ -230,6 +230,25 @@ def test_reuse_takes_the_first_casts_codes():
     assert torch.equal(ops["wgrad.x"].result, twice.then.apply(ops["fwd.x"].result.mT))
 
 
+@pytest.mark.parametrize(("narrow", "sums"), [("tensor", "hopper-fp8"), ("32x32+pad", "hopper-fp8/every32/fp32")])
+def test_accumulators_on_codes_get_those_that_are_reused(narrow, sums):
+    """The codes of a square or a whole tensor are those of a second cast of the transpose; M is padded to 64."""
+    x, g = (cast(f"{name}/{narrow}/fp32") for name in ("e4m3fn", "e5m2"))
+    results = []
+    for second, third, fourth in ((REUSE, REUSE, REUSE), (x, g, x)):
+        gemms = (Gemm(a, b, accumulator=nc.accumulator(sums)) for a, b in ((x, x), (g, second), (third, fourth)))
+        _, layer = make(LinearSpec(*gemms))
+        results.append(run(layer, torch.randn(40, 64), torch.randn(40, 96)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_random_codes_are_reused_by_accumulators_on_codes_too():
+    _, layer = make(nc.recipe("fp8-smooth-swiglu@hopper-fp8").linear)
+    ops = operands(layer, torch.randn(32, 64), layer.weight.detach(), torch.randn(32, 96))
+    for second, first in (("dgrad.w", "fwd.w"), ("wgrad.g", "dgrad.g"), ("wgrad.x", "fwd.x")):
+        assert torch.equal(ops[second].result, ops[first].result.mT)
+
+
 def test_specs_that_cannot_work_are_refused():
     fp8 = cast("e4m3fn/row/fp32")
     with pytest.raises(InputError, match=r"fwd\.x cannot reuse"):

@@ -42,6 +42,10 @@ PLANS = {
         "scaled_mm e4m3fn x e4m3fn, tensor scales, split accumulation",
         *("scaled_mm e5m2 x e4m3fn, tensor scales, split accumulation",) * 2,
     ),
+    "fp8-delayed@hopper-fp8": (
+        "scaled_mm e4m3fn x e4m3fn, tensor scales, fast accumulation",
+        *("scaled_mm e5m2 x e4m3fn, tensor scales, fast accumulation",) * 2,
+    ),
     "fp8-rowwise": ("scaled_mm e4m3fn x e4m3fn, row scales, split accumulation",) * 3,
     "fp8-static@hopper-fp8": (
         "scaled_mm e4m3fn x e4m3fn, tensor scales, fast accumulation",

@@ -37,6 +37,20 @@ class Codes:
         """Return the values with their scales put back."""
         return self.values if self.scale is None else self.values * self.scale
 
+    @property
+    def mT(self) -> "Codes":
+        """The transpose."""
+        return Codes(self.values.mT, None if self.scale is None else self.scale.mT, self.smallest_normal)
+
+    def columns(self, count: int) -> "Codes":
+        """Return the first ``count`` columns; where there are fewer, zeros are appended, under the last scales."""
+        short = count - self.values.shape[-1]
+        if short <= 0:
+            scale = None if self.scale is None else self.scale[..., :count]
+            return Codes(self.values[..., :count], scale, self.smallest_normal)
+        scale = None if self.scale is None else _longer(self.scale, short)
+        return Codes(F.pad(self.values, (0, short)), scale, self.smallest_normal)
+
     def chunks(self, size: int) -> "Codes":
         """Return K cut into runs of ``size``, the last filled with zeros: ``[..., R, K] -> [..., T, R, size]``."""
         scale = None if self.scale is None else _cut(self.scale, size, "replicate")
@@ -79,8 +93,13 @@ def _cut(x: Tensor, size: int, mode: str) -> Tensor:
     if short and mode == "constant":
         x = F.pad(x, (0, short))
     elif short:
-        x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], short)], dim=-1)
+        x = _longer(x, short)
     return split_axis(x, -1, size).movedim(-2, -3)
+
+
+def _longer(x: Tensor, by: int) -> Tensor:
+    """Return ``x`` with its last column ``by`` times more."""
+    return torch.cat([x, x[..., -1:].expand(*x.shape[:-1], by)], dim=-1)
 
 
 def put_back(total: Tensor, a: Codes, b: Codes) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from narrowcast import backend
-from narrowcast.accumulate import Codes
+from narrowcast.accumulate import Codes, Operand, tensor_of
 from narrowcast.formats import Stream
 from narrowcast.nn.spec import OPERANDS, LinearSpec
-from narrowcast.ops import Gemm, contraction_source
+from narrowcast.ops import Gemm, contraction_length, contraction_source
 from narrowcast.passes import How
 from narrowcast.quantize import Cast, QTensor
 
@@ -44,6 +44,14 @@ def own_precision(backward: Callable[[Any, Tensor], Gradients]) -> Callable[[Any
     return run
 
 
+def reused(first: Operand, gemm: Gemm, count: int) -> Operand:
+    """Return ``count`` columns of an earlier gemm's operand as ``gemm`` reuses them: codes, or what they decode to."""
+    if gemm.accumulator.on_codes:
+        assert isinstance(first, Codes)  # `LinearSpec` has seen to it
+        return first.columns(count)
+    return tensor_of(first)[:, :count]
+
+
 @dataclass(frozen=True)
 class Context:
     """Name, keys of random bits, step and histories of one layer, and what multiplies its three products."""
@@ -61,7 +69,7 @@ class Context:
             return None
         return Stream(self.seed, self.key << 4 | number, self.step)
 
-    def cast(self, gemm: Gemm, label: str, operand: Cast, x: Tensor, shared: int) -> tuple[Tensor, Tensor | Codes]:
+    def cast(self, gemm: Gemm, label: str, operand: Cast, x: Tensor, shared: int) -> tuple[Tensor, Operand]:
         """Return (source after padding and rotation, result of the cast) for operand ``label``.
 
         The result is `Codes` where the gemm's accumulator works on them.
@@ -110,18 +118,25 @@ class Context:
         shape = tuple(wide.shape)
         return replace(one, shape=shape), replace(two, shape=shape[::-1])
 
-    def operand(
-        self, spec: LinearSpec, label: str, wide: Tensor, first: Tensor | None
-    ) -> tuple[Tensor, Tensor | Codes]:
-        """Return (source, result) of operand ``label``, from ``wide`` or, where it reuses, from ``first``."""
+    def operand(self, spec: LinearSpec, label: str, wide: Tensor, first: Operand | None) -> tuple[Tensor, Operand]:
+        """Return (source, result) of operand ``label``, from ``wide``, or from ``first`` (`reused`) where it reuses."""
         position = OPERANDS.index(label) // 2
         gemm = (spec.fwd, spec.dgrad, spec.wgrad)[position]
         operand = spec.operand(label)
         if isinstance(operand, Cast):
             return self.cast(gemm, label, operand, wide, position)
         assert first is not None
+        if isinstance(first, Codes):
+            shape, what = tuple(first.values.shape), f"layer {self.site!r}, operand {label}"
+            codes = first.columns(contraction_length(gemm, shape, what))
+            return tensor_of(codes), codes
         again = gemm.casts[OPERANDS.index(label) % 2]
         return self.cast(gemm, label, again, first, position)
+
+    def turned(self, spec: LinearSpec, label: str, kept: Operand) -> Operand:
+        """Return the result of operand ``label`` from what was kept of its tensor's other orientation."""
+        across = kept.mT
+        return self.operand(spec, label, tensor_of(across), across)[1]
 
     def ready(
         self, gemm: Gemm, label: str, operand: Cast, x: Tensor, shared: int

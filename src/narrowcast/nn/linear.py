@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from narrowcast.accumulate import tensor_of
+from narrowcast.accumulate import Codes, tensor_of
 from narrowcast.errors import InputError
-from narrowcast.nn.context import Context, Gradients, own_precision
+from narrowcast.nn.context import Context, Gradients, own_precision, reused
 from narrowcast.nn.native import GEMMS, NativeLinear, Plans, choices
+from narrowcast.nn.saved import again, form_of, tensors_of
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.ops import Reuse, matmul
-from narrowcast.quantize import Cast
+from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import advance
 
 
@@ -46,30 +47,35 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, context: Context, spec: LinearSpec) -> Tensor:
         xq = context.operand(spec, "fwd.x", x, None)[1]
         wq = context.operand(spec, "fwd.w", w, None)[1]
-        kept_x = tensor_of(xq)[:, : x.shape[1]] if isinstance(spec.operand("wgrad.x"), Reuse) else x
-        kept_w = tensor_of(wq)[:, : w.shape[1]] if isinstance(spec.operand("dgrad.w"), Reuse) else w
+        kept_x = reused(xq, spec.wgrad, x.shape[1]) if isinstance(spec.operand("wgrad.x"), Reuse) else x
+        kept_w = reused(wq, spec.dgrad, w.shape[1]) if isinstance(spec.operand("dgrad.w"), Reuse) else w
         step = context.step.clone() if context.step is not None else None
-        ctx.save_for_backward(kept_x, kept_w, *([step] if step is not None else []))
+        tensors_x, tensors_w = tensors_of(kept_x), tensors_of(kept_w)
+        ctx.save_for_backward(*([step] if step is not None else []), *tensors_x, *tensors_w)
+        ctx.split, ctx.forms = len(tensors_x), (form_of(kept_x), form_of(kept_w))
         ctx.context, ctx.spec = context, spec
         return matmul(xq, wq, spec.fwd, context.alpha)
 
     @staticmethod
     @own_precision
     def backward(ctx: Any, g: Tensor) -> Gradients:
-        x, w, *step = ctx.saved_tensors
+        saved = list(ctx.saved_tensors)
         spec: LinearSpec = ctx.spec
         live: Context = ctx.context
-        context = replace(live, step=step[0]) if step else live
+        context = live if live.step is None else replace(live, step=saved.pop(0))
+        x, w = again(saved[: ctx.split], ctx.forms[0]), again(saved[ctx.split :], ctx.forms[1])
+        assert not isinstance(x, QTensor)
+        assert not isinstance(w, QTensor)
         dx = dw = None
         reuses_g = isinstance(spec.operand("wgrad.g"), Reuse)
         gq = context.operand(spec, "dgrad.g", g, None)[1] if ctx.needs_input_grad[0] or reuses_g else None
         if ctx.needs_input_grad[0]:
             assert gq is not None
-            dx = matmul(gq, context.operand(spec, "dgrad.w", w.mT, w.mT)[1], spec.dgrad, context.alpha)
+            dx = matmul(gq, context.turned(spec, "dgrad.w", w), spec.dgrad, context.alpha)
         if ctx.needs_input_grad[1]:
-            first = tensor_of(gq)[:, : g.shape[1]].mT if gq is not None and reuses_g else None
+            first = reused(gq, spec.wgrad, g.shape[1]).mT if gq is not None and reuses_g else None
             a = context.operand(spec, "wgrad.g", g.mT, first)[1]
-            dw = matmul(a, context.operand(spec, "wgrad.x", x.mT, x.mT)[1], spec.wgrad, context.alpha)
+            dw = matmul(a, context.turned(spec, "wgrad.x", x), spec.wgrad, context.alpha)
         if live.step is not None:
             live.step.add_(1)
         if live.history is not None:
@@ -167,11 +173,12 @@ def operands(layer: Linear, x: Tensor, w: Tensor, g: Tensor) -> dict[str, Operan
 
 def _operands(context: Context, spec: LinearSpec, x: Tensor, w: Tensor, g: Tensor) -> Iterator[tuple[str, Operand]]:
     wide = {"fwd.x": x, "fwd.w": w, "dgrad.g": g, "dgrad.w": w.mT, "wgrad.g": g.mT, "wgrad.x": x.mT}
-    first: dict[str, Tensor] = {}
+    first: dict[str, Tensor | Codes] = {}
     for label in OPERANDS:
         tensor, source = label[-1], wide[label]
         result_of, narrow = context.operand(spec, label, source, first.get(tensor))
         result = tensor_of(narrow)
-        reused = isinstance(spec.operand(label), Reuse)
-        first.setdefault(tensor, result[:, : source.shape[1]].mT)
-        yield label, Operand(source if reused else result_of, spec.cast(label), result, reused)
+        reuses = isinstance(spec.operand(label), Reuse)
+        count = source.shape[1]
+        first.setdefault(tensor, (narrow.columns(count) if isinstance(narrow, Codes) else narrow[:, :count]).mT)
+        yield label, Operand(source if reuses else result_of, spec.cast(label), result, reuses)

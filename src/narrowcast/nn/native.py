@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from narrowcast import backend
-from narrowcast.accumulate import tensor_of
+from narrowcast.accumulate import Codes, Operand
 from narrowcast.backend import Choice, choose
 from narrowcast.kernels.plan import Plan
-from narrowcast.nn.context import Context, Gradients, in_dtype, own_precision
+from narrowcast.nn.context import Context, Gradients, in_dtype, own_precision, reused
 from narrowcast.nn.saved import Kept, again, form_of, tensors_of
 from narrowcast.nn.spec import LinearSpec
-from narrowcast.ops import Reuse, matmul
+from narrowcast.ops import Gemm, Reuse, matmul, split
 from narrowcast.passes import later
 from narrowcast.quantize import QTensor
 from narrowcast.scaling import advance
@@ -155,10 +155,10 @@ def _emulated(
     """Return what `_forward` does, the product emulated."""
     first, second = (context.operand(spec, f"fwd.{side}", t, None)[1] for side, t in (("x", x), ("w", w)))
     y = in_dtype(matmul(first, second, spec.fwd, context.alpha), dtype)
-    kept_x: Kept = tensor_of(first)[:, : x.shape[1]] if isinstance(spec.operand("wgrad.x"), Reuse) else x
+    kept_x: Kept = reused(first, spec.wgrad, x.shape[1]) if isinstance(spec.operand("wgrad.x"), Reuse) else x
     if train and how.wgrad and _now(spec, "wgrad.x"):
         kept_x = context.narrow(spec, "wgrad.x", x.mT)
-    return y, kept_x, tensor_of(second)[:, : w.shape[1]] if isinstance(spec.operand("dgrad.w"), Reuse) else w
+    return y, kept_x, reused(second, spec.dgrad, w.shape[1]) if isinstance(spec.operand("dgrad.w"), Reuse) else w
 
 
 def _product(
@@ -186,16 +186,16 @@ def _gradients(
         return None, None
     if how.dgrad:
         return context.narrow(spec, "dgrad.g", g), None
-    return tensor_of(context.operand(spec, "dgrad.g", g, None)[1]), None
+    return context.operand(spec, "dgrad.g", g, None)[1], None
 
 
 def _dgrad(context: Context, spec: LinearSpec, how: Plans, g: Kept | None, w: Kept, dtype: torch.dtype) -> Tensor:
     assert g is not None
     if not how.dgrad:
-        first = _decoded(w).mT
-        decoded = context.operand(spec, "dgrad.w", first, first)[1]
-        return matmul(_decoded(g), decoded, spec.dgrad, context.alpha).to(dtype)
+        second = context.turned(spec, "dgrad.w", _operand(w, spec.dgrad))
+        return matmul(_operand(g, spec.dgrad), second, spec.dgrad, context.alpha).to(dtype)
     assert isinstance(g, QTensor)
+    assert not isinstance(w, Codes)  # kept for emulated gemms alone
     if isinstance(w, QTensor):
         wq = w
     elif "w" in spec.remade:
@@ -218,11 +218,12 @@ def _wgrad(
     if not how.wgrad:
         again = None
         if along is not None and isinstance(spec.operand("wgrad.g"), Reuse):
-            again = _decoded(along)[:, : g.shape[1]].mT
+            again = reused(_operand(along, spec.wgrad), spec.wgrad, g.shape[1]).mT
         a = context.operand(spec, "wgrad.g", g.mT, again)[1]
-        wide = _decoded(x).mT
-        return matmul(a, context.operand(spec, "wgrad.x", wide, wide)[1], spec.wgrad, context.alpha).to(dtype)
+        second = context.turned(spec, "wgrad.x", _operand(x, spec.wgrad))
+        return matmul(a, second, spec.wgrad, context.alpha).to(dtype)
     gq = across if across is not None else context.narrow(spec, "wgrad.g", g.mT)
+    assert not isinstance(x, Codes)
     if isinstance(x, QTensor):
         xq = x
     elif "x" in spec.remade:
@@ -232,5 +233,8 @@ def _wgrad(
     return _product(gq, xq, spec, "wgrad", how.wgrad, context.alpha, dtype)
 
 
-def _decoded(x: Kept) -> Tensor:
-    return replace(x, dtype=torch.float32).dequantize() if isinstance(x, QTensor) else x
+def _operand(x: Kept, gemm: Gemm) -> Operand:
+    """Return what was kept as an emulated ``gemm`` takes it: codes where its accumulator works on them, or decoded."""
+    if not isinstance(x, QTensor):
+        return x
+    return split(x) if gemm.accumulator.on_codes else replace(x, dtype=torch.float32).dequantize()

@@ -8,17 +8,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from narrowcast.accumulate import Codes
 from narrowcast.passes import later
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import Narrow
 
-Kept = QTensor | Tensor  # an operand as a native gemm takes it, or decoded
-Form = tuple[Cast, tuple[int, ...], tuple[int, ...], torch.dtype, int] | None
+Kept = QTensor | Codes | Tensor  # an operand as a native gemm takes it, as an accumulator on codes does, or decoded
+Form = tuple[Cast, tuple[int, ...], tuple[int, ...], torch.dtype, int] | float | None
 _SHORT = ("bfloat16", "float16")  # formats of scales that decode from 16-bit integers too; usually they are 32-bit
 
 
 def tensors_of(x: Kept) -> list[Tensor]:
     """Return the tensors of ``x``: itself, or codes, scales (of 16 bits in 16) and the tensor's scale."""
+    if isinstance(x, Codes):
+        return [x.values] if x.scale is None else [x.values, x.scale]
     if not isinstance(x, QTensor):
         return [x]
     scales = x.scales.to(torch.int16) if _short(x.cast, x.scales) else x.scales
@@ -27,6 +30,8 @@ def tensors_of(x: Kept) -> list[Tensor]:
 
 def form_of(x: Kept) -> Form:
     """Return the rest of ``x``, which is no tensor."""
+    if isinstance(x, Codes):
+        return x.smallest_normal
     return (x.cast, x.shape, x.padded, x.dtype, x.axis) if isinstance(x, QTensor) else None
 
 
@@ -34,6 +39,8 @@ def again(tensors: list[Tensor], form: Form) -> Kept:
     """Return what `tensors_of` and `form_of` took apart."""
     if form is None:
         return tensors[0]
+    if isinstance(form, float):
+        return Codes(tensors[0], tensors[1] if len(tensors) > 1 else None, form)
     cast, shape, padded, dtype, axis = form
     codes, scales, *rest = tensors
     return QTensor(codes, scales, rest[0] if rest else None, cast, shape, padded, dtype, None, axis)

@@ -43,12 +43,14 @@ class LinearSpec:
             if getattr(self, gemm).transform and isinstance(self._later(tensor), Reuse):
                 raise InputError(f"operand {tensor} of {gemm} is rotated, so its codes cannot be reused elsewhere")
         for label in OPERANDS:
-            gemm = getattr(self, label.split(".")[0])
-            if isinstance(self.operand(label), Reuse) and gemm.accumulator.on_codes:
-                raise InputError(
-                    f"operand {label} reuses decoded values, but its gemm's accumulator works on codes; cast it from "
-                    "its wide source instead"
-                )
+            operand, gemm = self.operand(label), getattr(self, label.split(".")[0])
+            if isinstance(operand, Reuse) and gemm.accumulator.on_codes:
+                first = getattr(self, {"w": "fwd", "g": "dgrad", "x": "fwd"}[label[-1]])
+                if operand.then is not None or not first.accumulator.on_codes:
+                    raise InputError(
+                        f"operand {label} reuses decoded values, but its gemm's accumulator works on codes; cast it "
+                        "from its wide source instead"
+                    )
         if self.fwd.transform and isinstance(self.operand("wgrad.x"), Reuse):
             raise InputError("operand x of fwd is rotated, so its codes cannot be reused elsewhere")
 

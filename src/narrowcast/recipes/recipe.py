@@ -13,8 +13,8 @@ from narrowcast.nn.gated import Gated
 from narrowcast.nn.normed import NormedGates, against
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.nn.unit import UnitVariance
+from narrowcast.ops import Reuse
 from narrowcast.optim.catalogue import method
-from narrowcast.quantize import Cast
 
 JOINED = "joined"  # RECIPE+joined
 
@@ -98,7 +98,11 @@ class Recipe:
         if self.linear is None:
             raise InputError(f"recipe {self.name} has no narrow gemms whose sums {name!r} could make")
         sums = accumulator(name)
-        was = _recast(self.linear, self.name) if sums.on_codes else self.linear
+        was = self.linear
+        if sums.on_codes and any(isinstance(op, Reuse) and op.then for op in map(was.operand, OPERANDS)):
+            raise InputError(
+                f"recipe {self.name}: an operand is decoded and cast again, which leaves accumulator {name!r} no codes"
+            )
         fwd, dgrad, wgrad = (replace(gemm, accumulator=sums) for gemm in (was.fwd, was.dgrad, was.wgrad))
         linear = replace(was, fwd=fwd, dgrad=dgrad, wgrad=wgrad)
         summary = f"{self.summary}; sums: {sums}"
@@ -128,23 +132,3 @@ class Recipe:
             factor = rates.get(id(p), 1.0)
             groups.setdefault((factor, decay / factor if p.dim() >= 2 else 0.0), []).append(p)
         return [{"params": ps, "weight_decay": d, "factor": f} for (f, d), ps in groups.items()]
-
-
-def _recast(spec: LinearSpec, name: str) -> LinearSpec:
-    """Return ``spec`` with each reused operand cast from its wide source, to the same codes; else InputError."""
-    for label in OPERANDS:
-        operand, cast = spec.operand(label), spec.cast(label)
-        if isinstance(operand, Cast):
-            continue
-        if (
-            operand.then is not None
-            or cast.random
-            or cast.scale.delayed is not None
-            or cast.tile.rows != cast.tile.cols
-        ):
-            raise InputError(
-                f"recipe {name}: operand {label} reuses codes of {cast}, which no second cast gives; an "
-                "accumulator that works on codes needs one"
-            )
-    fwd, dgrad, wgrad = (spec.resolved(gemm) for gemm in ("fwd", "dgrad", "wgrad"))
-    return replace(spec, fwd=fwd, dgrad=dgrad, wgrad=wgrad)
