@@ -103,9 +103,8 @@ class Cast:
         values = self.format.round(scale.scaled(blocks), self.rounding, self._draws(source, blocks, stream))
         spread = scale.apply(torch.where(blocks < 0, -1.0, 1.0)).abs()
         step = self.format.smallest if isinstance(self.format, Integer) else 1.0
-        cut = tuple(map(slice, x.shape))  # what padding added
-        values, spread = (t.view(source.shape)[cut].detach() for t in (values / step, spread * step))
-        return Codes(values, spread, self.format.smallest_normal / step)
+        cut = [t.view(source.shape)[tuple(map(slice, x.shape))].detach() for t in (values / step, spread * step)]
+        return Codes(cut[0], cut[1], self.format.smallest_normal / step)
 
     def quantize(
         self, x: Tensor, stream: Stream | None = None, history: Tensor | None = None, what: str = "tensor"
