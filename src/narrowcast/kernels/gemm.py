@@ -8,7 +8,6 @@ nothing, and cut off the result. Scales of one per tensor or row multiply the fi
 """
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -34,18 +33,19 @@ def gemm(a: QTensor, b: QTensor, plan: Plan, out: torch.dtype, alpha: float = 1.
         alpha: multiplies the sums.
         inside: whether an operator calls this, which needs no other: that saves the host some 100 microseconds.
     """
-    ops = _PLAIN if inside else torch.ops.narrowcast
     rows, cols, depth = a.shape[0], b.shape[0], min(a.padded[1], b.padded[1])
     if plan.units == "fp8":
         scale = block_scale(a)
         scales = (scale * alpha if alpha != 1.0 else scale, block_scale(b))
         codes = (_carried(a, plan.a)[:, :depth], _carried(b, plan.b)[:, :depth])
         how = (plan.a, plan.b, plan.tile_a, plan.tile_b, out, plan.fast)
-        made: Tensor = ops.fp8_gemm(*codes, *scales, *how)
+        made: Tensor
+        made = _fp8_product(*codes, *scales, *how) if inside else torch.ops.narrowcast.fp8_gemm(*codes, *scales, *how)
     else:
         kind = getattr(torch, plan.units)
         values = (exact_values(a, kind, inside)[:, :depth], exact_values(b, kind, inside)[:, :depth])
-        made = ops.wide_gemm(*values, outer_scale(a, b, alpha), out)
+        operands = (*values, outer_scale(a, b, alpha), out)
+        made = _wide_product(*operands) if inside else torch.ops.narrowcast.wide_gemm(*operands)
     return made if made.shape == (rows, cols) else made[:rows, :cols]
 
 
@@ -103,9 +103,10 @@ def exact_values(q: QTensor, dtype: torch.dtype, inside: bool = False) -> Tensor
     if q.cast.format.name == str(dtype).removeprefix("torch."):
         return q.codes.view(dtype)
     if q.codes.device.type == "cuda" and dtype == torch.bfloat16 and one_pass(q.cast):
-        from narrowcast.kernels.widen import widen, widen_codes
+        from narrowcast.kernels.widen import widen_codes
 
-        made: Tensor = (widen_codes if inside else widen)(q.codes, q.scales, q.cast.spelling)
+        codes = (q.codes, q.scales, q.cast.spelling)
+        made: Tensor = widen_codes(*codes) if inside else torch.ops.narrowcast.widen(*codes)
         return made
     return decoded(q, dtype)
 
@@ -248,6 +249,3 @@ _wide_gemm = torch.library.custom_op("narrowcast::wide_gemm", _wide_product, mut
 @_wide_gemm.register_fake
 def _(a: Tensor, b: Tensor, factor: Tensor | None, out: torch.dtype) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[0], dtype=out)
-
-
-_PLAIN = SimpleNamespace(fp8_gemm=_fp8_product, wide_gemm=_wide_product)
