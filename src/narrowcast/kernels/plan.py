@@ -3,8 +3,8 @@
 FP8 units multiply e4m3fn and e5m2 under float32 scales of tensors, rows, 1x128 tiles or 128x128 squares. Codes of
 another format run there too where every one of its values is a value of e4m3fn or e5m2 (e2m1fn, int4, FP6): exactly.
 16-bit units take what is left, where element times block scale is exact in bfloat16: NVFP4's products of 2 and 4
-significant bits, any element of at most 8 under powers of two. Tensor scales and constants multiply the sums instead. MXFP4 and
-MXFP6 are tried on FP8 units first, product by product (`kernels.rebased`).
+significant bits, any element of at most 8 under powers of two. Tensor scales and constants multiply the sums instead.
+MXFP4 and MXFP6 are tried on FP8 units first, each time that they are multiplied (`kernels.rebased`).
 
 The library's FP8 sums, probed on an H100 (`bench/accumulator.py`): ``hopper-fp8`` with fast accumulation,
 ``hopper-fp8/every128/fp32`` without. A recipe's ``fp32`` gets the second. Its 16-bit sums: ``hopper-fp16``.
