@@ -7,6 +7,7 @@ nothing, and cut off the result. Scales of one per tensor or row multiply the fi
 128. On a CPU (the interpreter's tests) the same operands are multiplied in float32.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -39,13 +40,13 @@ def gemm(a: QTensor, b: QTensor, plan: Plan, out: torch.dtype, alpha: float = 1.
         scales = (scale * alpha if alpha != 1.0 else scale, block_scale(b))
         codes = (_carried(a, plan.a)[:, :depth], _carried(b, plan.b)[:, :depth])
         how = (plan.a, plan.b, plan.tile_a, plan.tile_b, out, plan.fast)
-        made: Tensor
-        made = _fp8_product(*codes, *scales, *how) if inside else torch.ops.narrowcast.fp8_gemm(*codes, *scales, *how)
+        product: Callable[..., Tensor] = _fp8_product if inside else torch.ops.narrowcast.fp8_gemm
+        made = product(*codes, *scales, *how)
     else:
         kind = getattr(torch, plan.units)
         values = (exact_values(a, kind, inside)[:, :depth], exact_values(b, kind, inside)[:, :depth])
-        operands = (*values, outer_scale(a, b, alpha), out)
-        made = _wide_product(*operands) if inside else torch.ops.narrowcast.wide_gemm(*operands)
+        product = _wide_product if inside else torch.ops.narrowcast.wide_gemm
+        made = product(*values, outer_scale(a, b, alpha), out)
     return made if made.shape == (rows, cols) else made[:rows, :cols]
 
 
