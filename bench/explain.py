@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 from bench.gpu import captured, rounds, shares
+from bench.step import Sizes
 from torch import nn
 
 import narrowcast as nc
 
 
-def layers(sizes: tuple[int, ...]) -> dict[str, tuple[int, int]]:
+def layers(sizes: Sizes) -> dict[str, tuple[int, int]]:
     """Return (outputs, inputs) of each linear layer of one block."""
-    width, gated, heads, keys = sizes[:4]
-    small = width // heads * keys
+    width, gated = sizes.width, sizes.gated
+    small = width // sizes.heads * sizes.keys
     return {
         "q_proj": (width, width), "k_proj": (small, width), "v_proj": (small, width), "o_proj": (width, width),
         "gate_proj": (gated, width), "up_proj": (gated, width), "down_proj": (width, gated),
@@ -38,9 +39,9 @@ def step_of(model: nn.Module, tokens: int, outputs: int, inputs: int) -> Callabl
     return captured(step, (model, x, g))
 
 
-def explain(names: list[str], sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+def explain(names: list[str], sizes: Sizes) -> list[dict[str, Any]]:
     """Measure every layer under every recipe; return and print a row for each, with the reason in words."""
-    tokens, found = sizes[5] * sizes[6], []
+    tokens, found = sizes.batch * sizes.context, []
     for layer, (outputs, inputs) in layers(sizes).items():
         work, gemms = {}, {}
         for name in ("bf16", *names):

@@ -1,6 +1,7 @@
 """A training step on a GPU beside its peers: four Llama-8B layers, forward and backward, compiled, in one run.
 
-    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--attention ...] [--explain] [--out DIR]
+    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--attention ...] [--explain]
+                                  [--workers N] [--out DIR]
 
 Layers of 4096 wide, 14336 in the gated unit, 32 heads and 8 of keys, 4 x 4096 tokens, bfloat16, weights included.
 Attention is the same in every variant, bf16 and peers too: the fastest of those that can run here (cuDNN,
@@ -18,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,98 +27,21 @@ import torch
 from bench.attention_gpu import Shape, fastest, measure
 from bench.explain import explain
 from bench.gpu import captured, peak, ratio, rounds, shares, slowest
+from bench.step import SIZES, Sizes, variant, warm
 from torch import Tensor, nn
 
-import narrowcast as nc
-from narrowcast.attend import attend
 from narrowcast.errors import CheckFailed, InputError
 from narrowcast.io import versions
 
 WRONG = 0.5  # `distance` of an output or a gradient from bf16's that no rounding explains
 RESULTS = Path(__file__).parent / "results"
-WIDTH, GATED, HEADS, KEYS, LAYERS, BATCH, CONTEXT = 4096, 14336, 32, 8, 4, 4, 4096
 RECIPES = (
-    "fp8-tensorwise,fp8-tensorwise@hopper-fp8,fp8-delayed,fp8-rowwise,fp8-rowwise@hopper-fp8,fp8-rowwise@hopper-fp8+joined,"
-    "fp8-block,fp8-block+joined,fp8-hybrid,fp8-static@hopper-fp8,fp8-static@hopper-fp8+joined,fp8-delayed+joined,"
-    "fp8-smooth-swiglu,fp8-coat"
+    "fp8-tensorwise,fp8-tensorwise@hopper-fp8,fp8-delayed,fp8-delayed@hopper-fp8+joined,fp8-rowwise,fp8-rowwise@hopper-fp8,"
+    "fp8-rowwise@hopper-fp8+joined,fp8-block,fp8-block+joined,fp8-hybrid,fp8-static@hopper-fp8,"
+    "fp8-static@hopper-fp8+joined,fp8-smooth-swiglu+joined,fp8-coat"
 )
 STEPS = 4  # one after the other, as training takes them
-#: every variant's; or else a layer's buffers are kept for the next layer, through attention's backward pass
-COMPILED = {"allow_buffer_reuse": False}
 PEERS = "tensorwise,rowwise,rowwise_with_gw_hp"
-
-
-class Block(nn.Module):
-    """One Llama layer, plainly."""
-
-    def __init__(self, width: int, gated: int, heads: int, keys: int, context: int, attention: str) -> None:
-        super().__init__()
-        self.heads, self.keys, self.size, self.attention = heads, keys, width // heads, attention
-        small = keys * self.size
-        self.input_layernorm, self.post_attention_layernorm = (nn.RMSNorm(width, eps=1e-5) for _ in "ip")
-        self.q_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in "qo")
-        self.k_proj, self.v_proj = (nn.Linear(width, small, bias=False) for _ in "kv")
-        self.mlp = Gated(width, gated)
-        angle = torch.arange(context)[:, None] / 5e5 ** (torch.arange(0, self.size, 2) / self.size)
-        self.register_buffer("cos", angle.cos())
-        self.register_buffer("sin", angle.sin())
-
-    def rotate(self, x: Tensor) -> Tensor:
-        a, b = x.chunk(2, -1)
-        return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], -1).to(x.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.input_layernorm(x)
-        shape = (*x.shape[:2], -1, self.size)
-        q, k, v = (p(normed).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        y = attend(self.rotate(q), self.rotate(k), v, kind=self.attention)
-        x = x + self.o_proj(y.transpose(1, 2).reshape(x.shape))
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class Gated(nn.Module):
-    """Llama's gated unit."""
-
-    def __init__(self, width: int, gated: int) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj = (nn.Linear(width, gated, bias=False) for _ in "gu")
-        self.down_proj, self.act_fn = nn.Linear(gated, width, bias=False), nn.SiLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-
-
-def made(sizes: tuple[int, ...], device: str, attention: str) -> nn.Module:
-    """Return the layers in bfloat16, the same weights each time."""
-    width, gated, heads, keys, layers, _, context = sizes
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = nn.Sequential(*(Block(width, gated, heads, keys, context, attention) for _ in range(layers)))
-    return model.to(torch.bfloat16)
-
-
-def peer(model: nn.Module, name: str) -> None:
-    """Convert by torchao."""
-    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-
-    convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name(name))
-
-
-def step_of(model: nn.Module, sizes: tuple[int, ...], device: str, compiled: bool) -> Callable[[], tuple[Tensor, ...]]:
-    """Return one forward and backward pass, which returns output, gradient of the input, and of the first weight."""
-    torch.manual_seed(1)
-    x = torch.randn(sizes[5], sizes[6], sizes[0], device=device, dtype=torch.bfloat16, requires_grad=True)
-    g = torch.randn_like(x)  # what is scaled to be near one, as recipes without scales want it
-    run = torch.compile(model, fullgraph=True, options=COMPILED) if compiled else model
-
-    def step() -> tuple[Tensor, ...]:
-        model.zero_grad(set_to_none=True)
-        y = run(x)
-        y.backward(g)
-        gradient, x.grad = x.grad, None
-        return y.detach(), gradient, model[0].q_proj.weight.grad
-
-    return step
 
 
 def memory(step: Callable[[], Any], model: nn.Module) -> float:
@@ -130,10 +55,10 @@ def memory(step: Callable[[], Any], model: nn.Module) -> float:
     return most / 2**30
 
 
-def attention(sizes: tuple[int, ...], asked: str) -> dict[str, Any]:
+def attention(sizes: Sizes, asked: str) -> dict[str, Any]:
     """Return which kernel runs attention in every variant, and the times of all that can, forward and backward."""
-    width, _, heads, keys, _, batch, context = sizes
-    found = measure(Shape("the training step's", batch, heads, keys, context, width // heads), False, 8)
+    s = sizes
+    found = measure(Shape("the training step's", s.batch, s.heads, s.keys, s.context, s.width // s.heads), False, 8)
     kind = fastest(found) if asked == "auto" else asked
     if "absent" in found.get(kind, {}):
         raise InputError(f"--attention {kind}: {found[kind]['absent']}")
@@ -149,45 +74,31 @@ def distance(x: Tensor, reference: Tensor) -> float:
     return max(1.0 - dot * dot / float(x.square().sum() * reference.square().sum()), 0.0) ** 0.5
 
 
-def build(
-    names: list[str],
-    peers: list[str],
-    sizes: tuple[int, ...],
-    device: str,
-    compiled: bool,
-    launched: bool,
-    attention: str,
-) -> dict[str, Any]:
-    """Return {name: (step, row)}; the row has memory, kernels, the distance of the output from bf16's."""
+def build(names: list[str], sizes: Sizes, attention: str, compiled: bool, launched: bool) -> dict[str, Any]:
+    """Return {name: (step, row)}; the row has memory, kernels, the distance of the output from bf16's.
+
+    A variant whose output or gradients are not bf16's has no step: there is nothing to time.
+    """
     found: dict[str, Any] = {}
     pool = torch.cuda.graph_pool_handle()
     reference: list[Tensor] | None = None
-    for name in ["bf16", *names, *(f"torchao {p}" for p in peers)]:
-        model = made(sizes, device, attention)
-        row: dict[str, Any] = {}
-        if name.startswith("torchao "):
-            peer(model, name.removeprefix("torchao "))
-        elif name != "bf16":
-            report = nc.convert(model, name, backend="native")
-            row["kernels"] = report.narrow[0].gemms
-        step = step_of(model, sizes, device, compiled)
+    for name in names:
+        model, step, gemms = variant(name, sizes, attention, compiled)
         start = time.perf_counter()
         made_now = step()
         torch.cuda.synchronize()
-        row["first_step_s"] = time.perf_counter() - start
+        row: dict[str, Any] = {"kernels": gemms, "first_step_s": time.perf_counter() - start}
         reference = [t.float() for t in made_now] if reference is None else reference
         row["errors"] = [distance(t.float(), r) for t, r in zip(made_now, reference, strict=True)]
-        if max(row["errors"]) > WRONG:
-            raise CheckFailed(f"{name}: output and gradients are {row['errors']} from bf16's: nothing to time")
         del made_now
+        print(f"{name}: {row['first_step_s']:.0f} s, distances {[f'{e:.3f}' for e in row['errors']]}", flush=True)
+        if not max(row["errors"]) <= WRONG:
+            found[name] = (None, row)
+            continue
         step()
         row["peak_gib"] = memory(step, model)
         found[name] = (step if launched else captured(step, model, pool), row)  # one pool: one after the other
         model.zero_grad(set_to_none=True)
-        print(
-            f"{name}: {row['peak_gib']:.2f} GiB, errors {row['errors']}, {row['first_step_s']:.0f} s",
-            flush=True,
-        )
     return found
 
 
@@ -198,7 +109,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--peers", default=PEERS)
     parser.add_argument("--attention", default="auto", choices=("auto", "cudnn", "flash", "flash4"))
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--layers", type=int, default=SIZES.layers)
+    parser.add_argument(
+        "--workers", type=int, default=4, help="processes that compile beforehand, 18 GiB each (0: none)"
+    )
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--explain", action="store_true", help="say for each layer why it is faster or is not")
     parser.add_argument("--launched", action="store_true", help="kernel by kernel, without CUDA graphs")
@@ -206,11 +120,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch._dynamo.config.recompile_limit = 64  # one per variant
-    sizes = (WIDTH, GATED, HEADS, KEYS, options.layers, BATCH, CONTEXT)
-    names = [n for n in options.recipes.split(",") if n]
-    peers = [n for n in options.peers.split(",") if n]
+    sizes = replace(SIZES, layers=options.layers)
+    recipes = [n for n in options.recipes.split(",") if n]
+    names = ["bf16", *recipes, *(f"torchao {n}" for n in options.peers.split(",") if n)]
     runs = attention(sizes, options.attention)
-    variants = build(names, peers, sizes, "cuda", not options.eager, options.launched, runs["kind"])
+    if options.workers and not options.eager:
+        warm(names, options.workers, sizes, runs["kind"])
+    built = build(names, sizes, runs["kind"], not options.eager, options.launched)
+    variants = {name: pair for name, pair in built.items() if pair[0] is not None}
     times = rounds({name: step for name, (step, _) in variants.items()}, options.rounds, times=STEPS)
     rows = {}
     for name, (step, row) in variants.items():
@@ -229,18 +146,21 @@ def main(arguments: list[str]) -> None:
                 print(f"      {ms:8.2f} ms {count:5d}  {kernel}")
     result = {
         "machine": versions(),
-        "sizes": dict(zip(("width", "gated", "heads", "keys", "layers", "batch", "context"), sizes, strict=True)),
+        "sizes": asdict(sizes),
         "compiled": not options.eager,
         "graphs": not options.launched,
         "rounds": options.rounds,
         "steps_a_round": STEPS,
         "attention": runs,
         "variants": rows,
+        "wrong": {name: row for name, (step, row) in built.items() if step is None},
     }
     options.out.mkdir(parents=True, exist_ok=True)
     write = (options.out / "train-cuda.json").write_text
     write(json.dumps(result, indent=1) + "\n")
     if options.explain:
         variants.clear()
-        result["layers"] = explain([n for n in names if "joined" not in n], sizes)
+        result["layers"] = explain([n for n in recipes if "joined" not in n], sizes)
         write(json.dumps(result, indent=1) + "\n")
+    if result["wrong"]:
+        raise CheckFailed(f"output or gradients are not bf16's, nothing was timed: {', '.join(result['wrong'])}")

@@ -73,11 +73,13 @@ def step_table(report: dict[str, Any]) -> str:
              f"{row['memory_over_bf16']:.2f}", *(f"{row['shares_ms'].get(part, 0.0):.1f}" for part in PARTS))
         )  # fmt: skip
     ran, sizes = report["machine"], report["sizes"]
+    runs = report.get("attention")  # files older than the choice have cuDNN's
+    attention = f"attention by {runs['kind']} in all" if runs else "attention by cuDNN in all"
     any_joined = any("+joined" in name for name in report["variants"])
     joined = "`+joined` has norm and gate in one with their casts. " if any_joined else ""
     note = (
         f"{sizes['layers']} layers of Llama-8B ({sizes['width']} wide, {sizes['gated']} gated), {sizes['batch']} x {sizes['context']} "
-        f"tokens, forward and backward, compiled, each in a CUDA graph, interleaved, medians of {report['rounds']} rounds: {ran['gpu']}, torch "
+        f"tokens, forward and backward, {attention}, compiled, each in a CUDA graph, interleaved, medians of {report['rounds']} rounds: {ran['gpu']}, torch "
         f"{ran['torch']}, {ran['date']}. `@hopper-fp8` and torchao's row scales sum without promotion. "
         f"{joined}Casts that torchao leaves to the compiler count under norm and elementwise. All figures in "
         "`bench/results/train-cuda.json`, written by `./dev bench train_gpu`."
