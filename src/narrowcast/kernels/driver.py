@@ -1,0 +1,156 @@
+"""CUDA C++ through the driver: source compiled by NVRTC at first use, kept on disk, loaded and launched by ctypes.
+
+Nothing is linked against and no compiler is needed: NVRTC comes with every CUDA build of torch, the driver with the GPU.
+Machine code lies under ``$XDG_CACHE_HOME/narrowcast`` (default ``~/.cache``), by the hash of all that goes into it.
+"""
+
+import ctypes
+import hashlib
+import os
+from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
+from functools import lru_cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from narrowcast.errors import CheckFailed
+
+ARCH = "sm_90a"
+_TYPES = {torch.uint8: 0, torch.float32: 7}  # CUtensorMapDataType
+_SHARED_LIMIT = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+
+
+@lru_cache(maxsize=1)
+def nvrtc() -> ctypes.CDLL:
+    """Return the run-time compiler that torch was built with; CheckFailed where there is none."""
+    major = (torch.version.cuda or "13").partition(".")[0]
+    name = f"libnvrtc.so.{major}"
+    spec = find_spec("nvidia")
+    beside = [path for root in (spec.submodule_search_locations or () if spec else ()) for path in Path(root).glob(f"*/lib/{name}")]
+    for path in (*beside, name):
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:
+            continue
+    raise CheckFailed(f"{name} was not found; it comes with CUDA builds of torch, or by pip install nvidia-cuda-nvrtc")
+
+
+def source(name: str) -> str:
+    """Return the text of a kernel in ``kernels/cuda``."""
+    return (files("narrowcast.kernels") / "cuda" / f"{name}.cu").read_text()
+
+
+def compiled(name: str, defines: dict[str, int], cache: Path | None = None) -> bytes:
+    """Return machine code of ``kernels/cuda/NAME.cu`` under ``defines``, from the cache where it is there.
+
+    Raises CheckFailed with the compiler's first error.
+    """
+    options = [f"--gpu-architecture={ARCH}", "--std=c++17", *(f"-D{key}={value}" for key, value in defines.items())]
+    text = source(name)
+    major, minor = c_int(), c_int()
+    _ok(nvrtc().nvrtcVersion(byref(major), byref(minor)), "nvrtcVersion")
+    key = hashlib.sha256("\0".join([text, f"{major.value}.{minor.value}", *options]).encode()).hexdigest()[:32]
+    path = (cache or cache_folder()) / f"{name}-{key}.cubin"
+    if path.exists():
+        return path.read_bytes()
+    code = _compile(name, text, options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_bytes(code)
+    part.replace(path)
+    return code
+
+
+def cache_folder() -> Path:
+    """Return where machine code is kept between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "narrowcast"
+
+
+def _compile(name: str, text: str, options: list[str]) -> bytes:
+    library, program = nvrtc(), c_void_p()
+    _ok(library.nvrtcCreateProgram(byref(program), text.encode(), f"{name}.cu".encode(), 0, None, None), "nvrtc")
+    try:
+        given = (c_char_p * len(options))(*(option.encode() for option in options))
+        if library.nvrtcCompileProgram(program, len(options), given):
+            log = _read(program, "nvrtcGetProgramLog").decode(errors="replace")
+            line = next((one for one in log.splitlines() if "error" in one), log.strip())
+            raise CheckFailed(f"kernel {name} ({' '.join(options)}): NVRTC does not compile it here: {line}")
+        return _read(program, "nvrtcGetCUBIN")
+    finally:
+        library.nvrtcDestroyProgram(byref(program))
+
+
+def _read(program: c_void_p, what: str) -> bytes:
+    size = c_size_t()
+    _ok(getattr(nvrtc(), f"{what}Size")(program, byref(size)), what)
+    text = ctypes.create_string_buffer(size.value)
+    _ok(getattr(nvrtc(), what)(program, text), what)
+    return text.raw
+
+
+@lru_cache(maxsize=1)
+def _cuda() -> ctypes.CDLL:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+def _ok(status: int, what: str) -> None:
+    if status:
+        raise CheckFailed(f"{what} failed with status {status}")
+
+
+def _call(name: str, *arguments: Any) -> None:
+    status = getattr(_cuda(), name)(*arguments)
+    if status:
+        text = c_char_p()
+        _cuda().cuGetErrorString(status, byref(text))
+        raise CheckFailed(f"{name} failed with status {status}: {(text.value or b'?').decode()}")
+
+
+class Kernel:
+    """A kernel in the current device's memory.
+
+    Attributes:
+        shared: bytes of shared memory of a block of threads.
+    """
+
+    def __init__(self, code: bytes, name: str, shared: int) -> None:
+        self.shared, self._module, self._function = shared, c_void_p(), c_void_p()
+        _call("cuModuleLoadData", byref(self._module), code)
+        _call("cuModuleGetFunction", byref(self._function), self._module, name.encode())
+        _call("cuFuncSetAttribute", self._function, c_int(_SHARED_LIMIT), c_int(shared))
+
+    def __call__(self, blocks: int, threads: int, *arguments: Any) -> None:
+        """Launch on torch's current stream; ``arguments`` are ctypes values, as the kernel declares them."""
+        pointers = (c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
+        stream = c_void_p(torch.cuda.current_stream().cuda_stream)
+        grid, block = (c_uint(blocks), c_uint(1), c_uint(1)), (c_uint(threads), c_uint(1), c_uint(1))
+        _call("cuLaunchKernel", self._function, *grid, *block, c_uint(self.shared), stream, pointers, None)
+
+
+class TensorMap(ctypes.Structure):
+    """What the copy engine knows of a matrix: 128 bytes, aligned to 64."""
+
+    _fields_ = (("words", ctypes.c_uint64 * 16),)
+
+
+def tensor_map(x: Tensor, box: tuple[int, int], swizzled: bool) -> TensorMap:
+    """Return a map of a matrix whose rows are contiguous, for boxes of ``(rows, columns)``; zeros lie beyond its edges.
+
+    Args:
+        x: uint8 or float32 ``[R, C]``, aligned to 16 bytes, as are its rows.
+        swizzled: whether rows of a box, 128 bytes, lie in shared memory as the tensor cores read them.
+    """
+    room = ctypes.create_string_buffer(128 + 64)
+    made = TensorMap.from_buffer(room, -ctypes.addressof(room) % 64)
+    sizes = (ctypes.c_uint64 * 2)(x.shape[1], x.shape[0])
+    row = x.stride(0) if x.shape[0] > 1 else -(-x.shape[1] // 16) * 16  # a single row's stride may be anything
+    strides = (ctypes.c_uint64 * 1)(row * x.element_size())
+    boxes, steps = (ctypes.c_uint32 * 2)(box[1], box[0]), (ctypes.c_uint32 * 2)(1, 1)
+    how = (0, 3 if swizzled else 0, 2, 0)  # not interleaved; swizzle of 128 bytes; whole lines into L2; zeros outside
+    what = (c_int(_TYPES[x.dtype]), c_uint(2), c_void_p(x.data_ptr()))
+    _call("cuTensorMapEncodeTiled", byref(made), *what, sizes, strides, boxes, steps, *map(c_int, how))
+    return made
