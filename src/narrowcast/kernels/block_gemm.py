@@ -19,13 +19,15 @@ class Tiling:
     """How a product is cut; the names are those of ``cuda/block_gemm.cu``."""
 
     WGS: int = 2
-    MSUB: int = 2
-    NSUB: int = 1
-    WN: int = 128
+    MSUB: int = 1
+    NSUB: int = 4
+    WN: int = 64
     STAGES: int = 4
-    SHARE_A: int = 1
+    CM: int = 2
+    CN: int = 1
     COLUMNS: int = 0
-    ORDERED: int = 0
+    HELD: int = 1
+    DEPTH: int = 2
     OUT: int = 1
     GROUP: int = 8
 
@@ -45,7 +47,8 @@ class Tiling:
 @lru_cache(maxsize=64)
 def kernel(tiling: Tiling, device: int) -> driver.Kernel:
     """Return the kernel of one tiling, loaded on a device."""
-    return driver.Kernel(driver.compiled("block_gemm", asdict(tiling)), "block_gemm", tiling.shared)
+    code = driver.compiled("block_gemm", asdict(tiling))
+    return driver.Kernel(code, "block_gemm", 128 * tiling.WGS + 128, tiling.shared, tiling.CM * tiling.CN)
 
 
 def multiply(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, out: torch.dtype, tiling: Tiling) -> Tensor:
@@ -58,17 +61,15 @@ def multiply(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, out: torch.
     rows, cols, steps = a.shape[0], b.shape[0], scale_a.shape[0]
     y = torch.empty(rows, cols, dtype=out, device=a.device)
     down, across = tiling.tile
-    halves = (2, 1) if tiling.SHARE_A else (1, 2)
     maps = (
-        driver.tensor_map(a, (down // halves[0], BLOCK), swizzled=True),
-        driver.tensor_map(b, (across // halves[1], BLOCK), swizzled=True),
+        driver.tensor_map(a, (down // tiling.CN, BLOCK), swizzled=True),
+        driver.tensor_map(b, (across // tiling.CM, BLOCK), swizzled=True),
         driver.tensor_map(scale_a, (1, down), swizzled=False),
         driver.tensor_map(scale_b, (1, across), swizzled=False) if tiling.COLUMNS else driver.TensorMap(),
     )
-    device = a.device.index
-    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    found, cluster = kernel(tiling, a.device.index), tiling.CM * tiling.CN
+    tiles = -(-rows // (down * tiling.CM)) * -(-cols // (across * tiling.CN))
+    blocks = min(found.clusters, tiles) * cluster
     pointers = (c_void_p(scale_b.data_ptr()), c_void_p(y.data_ptr()))
-    tiles = -(-rows // down) * -(-cols // across) + max(-(-rows // down), -(-cols // across))
-    blocks = min(processors // 2 * 2, (tiles + 1) // 2 * 2)
-    kernel(tiling, device)(blocks, 128 * tiling.WGS + 128, *maps, *pointers, c_uint(rows), c_uint(cols), c_int(steps))
+    found(blocks, *maps, *pointers, c_uint(rows), c_uint(cols), c_int(steps))
     return y

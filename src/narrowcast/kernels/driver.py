@@ -22,6 +22,7 @@ from narrowcast.errors import CheckFailed
 ARCH = "sm_90a"
 _TYPES = {torch.uint8: 0, torch.float32: 7}  # CUtensorMapDataType
 _SHARED_LIMIT = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_CLUSTER = 4  # CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
 
 
 @lru_cache(maxsize=1)
@@ -110,24 +111,42 @@ def _call(name: str, *arguments: Any) -> None:
         raise CheckFailed(f"{name} failed with status {status}: {(text.value or b'?').decode()}")
 
 
+class _Attribute(ctypes.Structure):
+    _fields_ = (("id", c_int), ("pad", c_int), ("value", c_uint * 16))
+
+
+class _Config(ctypes.Structure):
+    _fields_ = (
+        ("grid", c_uint * 3), ("block", c_uint * 3), ("shared", c_uint), ("stream", c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)), ("count", c_uint),
+    )  # fmt: skip
+
+
 class Kernel:
     """A kernel in the current device's memory.
 
     Attributes:
-        shared: bytes of shared memory of a block of threads.
+        threads, shared: threads and bytes of shared memory of a block.
+        clusters: how many clusters of blocks the device works on at once.
     """
 
-    def __init__(self, code: bytes, name: str, shared: int) -> None:
-        self.shared, self._module, self._function = shared, c_void_p(), c_void_p()
+    def __init__(self, code: bytes, name: str, threads: int, shared: int, cluster: int) -> None:
+        self.threads, self.shared = threads, shared
+        self._module, self._function = c_void_p(), c_void_p()
         _call("cuModuleLoadData", byref(self._module), code)
         _call("cuModuleGetFunction", byref(self._function), self._module, name.encode())
         _call("cuFuncSetAttribute", self._function, c_int(_SHARED_LIMIT), c_int(shared))
+        size = _Attribute(_CLUSTER, 0, (c_uint * 16)(cluster, 1, 1))
+        config = _Config((cluster, 1, 1), (threads, 1, 1), shared, None, ctypes.pointer(size), 1)
+        found = c_int()
+        _call("cuOccupancyMaxActiveClusters", byref(found), self._function, byref(config))
+        self.clusters = found.value
 
-    def __call__(self, blocks: int, threads: int, *arguments: Any) -> None:
+    def __call__(self, blocks: int, *arguments: Any) -> None:
         """Launch on torch's current stream; ``arguments`` are ctypes values, as the kernel declares them."""
         pointers = (c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
         stream = c_void_p(torch.cuda.current_stream().cuda_stream)
-        grid, block = (c_uint(blocks), c_uint(1), c_uint(1)), (c_uint(threads), c_uint(1), c_uint(1))
+        grid, block = (c_uint(blocks), c_uint(1), c_uint(1)), (c_uint(self.threads), c_uint(1), c_uint(1))
         _call("cuLaunchKernel", self._function, *grid, *block, c_uint(self.shared), stream, pointers, None)
 
 
