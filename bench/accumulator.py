@@ -22,7 +22,7 @@ from torch.nn.functional import ScalingType
 from narrowcast.accumulate import Accumulator, Codes, accumulator
 from narrowcast.errors import CheckFailed
 from narrowcast.io import versions
-from narrowcast.kernels.plan import BLOCKS, Plan
+from narrowcast.kernels.plan import BLOCKS, OURS, Plan
 from narrowcast.quantize import cast
 from narrowcast.verify.sums import ORDERS, in_order
 
@@ -88,14 +88,16 @@ def matches(size: int, depth: int, fast: bool, model: Accumulator, seed: int) ->
     return float((found == want).double().mean())
 
 
-def scaled(tiles: tuple[str, str], formats: tuple[str, str], fast: bool, size: int, depth: int) -> dict[str, float]:
+def scaled(
+    tiles: tuple[str, str], formats: tuple[str, str], fast: bool, size: int, depth: int, by: str = "library"
+) -> dict[str, float]:
     """Return the share of a product under scales, float32, that the model gives bit for bit by each order of scales."""
     from narrowcast.kernels.gemm import gemm
 
     generator = torch.Generator("cuda").manual_seed(depth)
     x, w = (torch.randn(rows, depth, device="cuda", generator=generator) for rows in (64, size))
     a, b = (cast(f"{f}/{t}/fp32").quantize(y) for f, t, y in zip(formats, tiles, (x, w), strict=True))
-    plan = Plan("fp8", *formats, *tiles, fast)
+    plan = Plan("fp8", *formats, *tiles, fast, by=by)
     try:
         y = gemm(a, b, plan, torch.float32)
     except CheckFailed as error:
@@ -135,6 +137,7 @@ def subnormal() -> dict[str, float]:
     return found
 
 
+DEPTHS = (128, 1024, 4096)
 TILES = (("tensor", "tensor"), ("row", "row"), ("1x128", "128x128"), ("1x128", "1x128"))
 
 
@@ -144,9 +147,13 @@ def all_scaled() -> dict[str, Any]:
     for tiles in TILES:
         for fast in (False,) if tiles[0] in BLOCKS else (False, True):
             for formats in (("e4m3fn", "e4m3fn"), ("e5m2", "e4m3fn"))[: 1 if tiles[0] in BLOCKS else 2]:
-                for depth in (128, 1024, 4096):
+                ways = [
+                    (by, depth) for by in (("library", "ours") if tiles in OURS else ("library",)) for depth in DEPTHS
+                ]
+                for by, depth in ways:
                     key = f"{formats[0]}/{tiles[0]} x {formats[1]}/{tiles[1]}, {'fast' if fast else 'split'}, K {depth}"
-                    result[key] = scaled(tiles, formats, fast, 256, depth)
+                    key += ", ours" if by == "ours" else ""
+                    result[key] = scaled(tiles, formats, fast, 256, depth, by)
                     best = max(result[key], key=lambda order: result[key][order])
                     print(f"{key}: {result[key][best]:.4f} {best}", flush=True)
     return result

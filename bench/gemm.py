@@ -2,10 +2,11 @@
 
     python bench/run.py gemm [--rounds N] [--out DIR]          writes bench/results/gemm-cuda.json
 
-Codes are made beforehand; a figure is 2 M N K over the median time of the library's product alone, interleaved with the
-others in every round. Random inputs (zeros run faster), 64 MB of other data written before each so that no operand is
-left in the cache. M tokens; N, K those of the gemms of a Llama-8B layer, and 8192 cubed. Of MXFP4 also with the passes
-that decode its operands (`bench.gemm_mx`), and as called, with launches and waiting.
+Codes are made beforehand; a figure is 2 M N K over the median time of the product alone, interleaved with the others in
+every round: the library's, or of our own kernel (ours); what lays scales out for it included. Random inputs (zeros run
+faster), 64 MB of other data written before each so that no operand is left in the cache. M tokens; N, K those of the
+gemms of a Llama-8B layer, and 8192 cubed. Of MXFP4 also with the passes that decode its operands (`bench.gemm_mx`), and
+as called, with launches and waiting.
 """
 
 import argparse
@@ -30,7 +31,7 @@ SHAPES = (
     (8192, 8192, 8192), (16384, 4096, 4096), (16384, 1024, 4096), (16384, 14336, 4096), (16384, 4096, 14336),
     (4096, 4096, 16384), (14336, 4096, 16384), (4096, 14336, 16384),
 )  # fmt: skip
-#: name: tiles of a and b, fast accumulation, output
+#: name: tiles of a and b, fast accumulation, output; "ours": by our own kernel at every size
 VARIANTS: dict[str, tuple[str, str, bool, torch.dtype]] = {
     "tensor": ("tensor", "tensor", False, torch.bfloat16),
     "tensor, fast": ("tensor", "tensor", True, torch.bfloat16),
@@ -39,6 +40,9 @@ VARIANTS: dict[str, tuple[str, str, bool, torch.dtype]] = {
     "1x128 and 128x128": ("1x128", "128x128", False, torch.bfloat16),
     "1x128": ("1x128", "1x128", False, torch.bfloat16),
     "1x128, float32": ("1x128", "1x128", False, torch.float32),
+    "1x128 and 128x128, ours": ("1x128", "128x128", False, torch.bfloat16),
+    "1x128, ours": ("1x128", "1x128", False, torch.bfloat16),
+    "1x128, float32, ours": ("1x128", "1x128", False, torch.float32),
 }
 
 
@@ -49,7 +53,8 @@ def measure(m: int, n: int, k: int, count: int) -> dict[str, float]:
     work: dict[str, Any] = {"bfloat16": lambda: x @ w.t()}
     for name, (tile_a, tile_b, fast, out) in VARIANTS.items():
         a, b = narrow(cast(f"e4m3fn/{tile_a}/fp32"), x), narrow(cast(f"e4m3fn/{tile_b}/fp32"), w)
-        plan = Plan("fp8", "e4m3fn", "e4m3fn", tile_a, tile_b, fast)
+        by = "ours" if name.endswith("ours") else "library"
+        plan = Plan("fp8", "e4m3fn", "e4m3fn", tile_a, tile_b, fast, by=by)
         work[name] = lambda a=a, b=b, plan=plan, out=out: gemm(a, b, plan, out)
     captured, called = works(x, w)
     work |= captured

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from narrowcast.accumulate import FP32, TIMES
-from narrowcast.errors import InputError, nearest
+from narrowcast.errors import CheckFailed, InputError, nearest
 from narrowcast.formats import Stream
 from narrowcast.formats.lookup import constant
-from narrowcast.kernels.plan import BLOCKS, Plan
+from narrowcast.kernels.plan import BLOCKS, Plan, ours
 from narrowcast.kernels.plan import plan as plan_of
 from narrowcast.ops import Gemm
 from narrowcast.passes import How, Two
@@ -103,6 +103,8 @@ def choose(backend: str, gemm: Gemm, device: torch.device, what: str, against: s
         plan = replace(plan, first=None, least=0)
     reason = _no_gemm(gemm, plan, device)
     found = plan if isinstance(plan, Plan) else None  # a plan that is words is a reason
+    if found and reason is None and device.type == "cuda" and _has_compiler():
+        plan = found = ours(found, torch.cuda.get_device_capability(device))
     return _decide(backend, reason, Choice("native", str(plan), "", found), what, emulated)
 
 
@@ -161,6 +163,18 @@ def choose_optimizer(
 
         reason = reason_of(rule, storages, p, gradient)
     return _decide(backend, reason, Choice("native", "one Triton launch for all tensors", ""), what)
+
+
+@constant
+def _has_compiler() -> bool:
+    """Return whether kernels in CUDA C++ can be compiled at first use."""
+    from narrowcast.kernels.driver import nvrtc
+
+    try:
+        nvrtc()
+    except CheckFailed:
+        return False
+    return True
 
 
 @constant

@@ -1,4 +1,4 @@
-"""Floor 2', beside ops: Triton kernels. Reached through `backend` alone, and imported only when one is to run.
+"""Floor 2', beside ops: kernels in Triton, one in CUDA C++. Reached through `backend` alone, imported when needed.
 
 Every kernel gives the codes and scales of its plain twin bit for bit. What that takes: no fused multiply-add where the
 twin has two roundings, IEEE division, subnormals kept, maxima taken so that NaN wins, Hadamard butterflies in the

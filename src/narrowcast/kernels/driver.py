@@ -1,12 +1,13 @@
 """CUDA C++ through the driver: source compiled by NVRTC at first use, kept on disk, loaded and launched by ctypes.
 
-Nothing is linked against and no compiler is needed: NVRTC comes with every CUDA build of torch, the driver with the GPU.
+No other compiler is needed, nothing is linked: NVRTC comes with every CUDA build of torch, the driver with the GPU.
 Machine code lies under ``$XDG_CACHE_HOME/narrowcast`` (default ``~/.cache``), by the hash of all that goes into it.
 """
 
 import ctypes
 import hashlib
 import os
+from contextlib import suppress
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from functools import lru_cache
 from importlib.resources import files
@@ -31,12 +32,15 @@ def nvrtc() -> ctypes.CDLL:
     major = (torch.version.cuda or "13").partition(".")[0]
     name = f"libnvrtc.so.{major}"
     spec = find_spec("nvidia")
-    beside = [path for root in (spec.submodule_search_locations or () if spec else ()) for path in Path(root).glob(f"*/lib/{name}")]
-    for path in (*beside, name):
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError:
-            continue
+    roots = (spec.submodule_search_locations or ()) if spec else ()
+    beside = [path for root in roots for path in Path(root).glob(f"*/lib/{name}")]
+    parts = [part for path in beside for part in path.parent.glob(f"libnvrtc-builtins.so.{major}.*")]
+    for part in parts:  # NVRTC looks for it by its name: it is to be loaded already
+        with suppress(OSError):
+            ctypes.CDLL(str(part))
+    for path in (*map(str, beside), name):
+        with suppress(OSError):
+            return ctypes.CDLL(path)
     raise CheckFailed(f"{name} was not found; it comes with CUDA builds of torch, or by pip install nvidia-cuda-nvrtc")
 
 
@@ -59,10 +63,11 @@ def compiled(name: str, defines: dict[str, int], cache: Path | None = None) -> b
     if path.exists():
         return path.read_bytes()
     code = _compile(name, text, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")
-    part.write_bytes(code)
-    part.replace(path)
+    with suppress(OSError):  # a folder that cannot be written costs the next process a third of a second
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_bytes(code)
+        part.replace(path)
     return code
 
 
@@ -104,6 +109,7 @@ def _ok(status: int, what: str) -> None:
 
 
 def _call(name: str, *arguments: Any) -> None:
+    """Call the driver; CheckFailed with its words where it fails."""
     status = getattr(_cuda(), name)(*arguments)
     if status:
         text = c_char_p()

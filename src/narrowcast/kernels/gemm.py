@@ -1,4 +1,4 @@
-"""Products of two quantized matrices on tensor cores, by the library: the kernel twin of `ops.matmul`.
+"""Products of two quantized matrices on tensor cores, the kernel twin of `ops.matmul`: by the library or by ours.
 
     a [M, K] codes, b [N, K] codes  ->  y [M, N] = alpha * sum_k a b, scales put back
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from narrowcast.errors import CheckFailed
 from narrowcast.formats import format, pack, unpack
+from narrowcast.kernels import block_gemm
 from narrowcast.kernels.plan import Plan
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import Narrow, One, PowerOfTwo, TwoLevel, Wide
@@ -39,7 +40,7 @@ def gemm(a: QTensor, b: QTensor, plan: Plan, out: torch.dtype, alpha: float = 1.
         scale = block_scale(a)
         scales = (scale * alpha if alpha != 1.0 else scale, block_scale(b))
         codes = (_carried(a, plan.a)[:, :depth], _carried(b, plan.b)[:, :depth])
-        how = (plan.a, plan.b, plan.tile_a, plan.tile_b, out, plan.fast)
+        how = (plan.a, plan.b, plan.tile_a, plan.tile_b, out, plan.fast, plan.by)
         product: Callable[..., Tensor] = _fp8_product if inside else torch.ops.narrowcast.fp8_gemm
         made = product(*codes, *scales, *how)
     else:
@@ -149,12 +150,15 @@ def _fp8_product(
     tile_b: str,
     out: torch.dtype,
     fast: bool,
+    by: str,
 ) -> Tensor:
     rows, cols, depth = a.shape[0], b.shape[0], a.shape[1]
     if min(rows, cols, depth) == 0:
         return torch.zeros(rows, cols, dtype=out, device=a.device)
     if a.device.type == "cpu":
         return _plainly(a, b, scale_a, scale_b, kind_a, kind_b, out)
+    if by == "ours" or (by == "faster" and block_gemm.faster(rows, cols, _processors(a.device))):
+        return block_gemm.product(a, b, scale_a, scale_b, tile_b, out)
     blocks = tile_a not in ("tensor", "row")
     short = (-rows % STEP if blocks else 0, -cols % STEP, -depth % STEP)
     left, right = _padded(a, short[0], short[2]), _padded(b, short[1], short[2])
@@ -192,8 +196,13 @@ def _(
     tile_b: str,
     out: torch.dtype,
     fast: bool,
+    by: str,
 ) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[0], dtype=out)
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _dtype(kind: str) -> torch.dtype:

@@ -10,7 +10,7 @@ The library's FP8 sums, probed on an H100 (`bench/accumulator.py`): ``hopper-fp8
 ``hopper-fp8/every128/fp32`` without. A recipe's ``fp32`` gets the second. Its 16-bit sums: ``hopper-fp16``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -26,6 +26,7 @@ FP8 = ("e4m3fn", "e5m2")
 PROMOTED = accumulator("hopper-fp8/every128/fp32")
 SIGNIFICAND = {"bfloat16": 8, "float16": 11}  # bits of the 16-bit units' operands
 BLOCKS = ("1x128", "128x128")
+OURS = (("1x128", "1x128"), ("1x128", "128x128"))  # tiles that our product takes, on Hopper
 #: binades by which the power-of-two scales of a row must be free to differ for FP8 units to be tried (`rebased`):
 #: those of 32 normal numbers differ by 2
 ROOM = 4
@@ -45,6 +46,8 @@ class Plan:
         fast: whether FP8 sums stay in the tensor core's own register, without promotion.
         first: what is tried first, if the data allow it (`kernels.rebased`); or None.
         least: M N K below which that is not tried.
+        by: what multiplies under block scales: ``library``, ``ours`` (`kernels.block_gemm`, the same sums), or
+            ``faster``: of the two, what `kernels.block_gemm.faster` expects for the size.
     """
 
     units: str
@@ -55,17 +58,19 @@ class Plan:
     fast: bool = False
     first: "Plan | None" = None
     least: int = 0
+    by: str = "library"
 
     def __str__(self) -> str:
         if self.units != "fp8":
             plainly = f"{self.units} mm of exactly decoded operands"
             return f"{self.first} where every row's exponents fit, else {plainly}" if self.first else plainly
         tiles = self.tile_a if self.tile_a == self.tile_b else f"{self.tile_a} and {self.tile_b}"
-        return f"scaled_mm {self.a} x {self.b}, {tiles} scales, {'fast' if self.fast else 'split'} accumulation"
+        by = {"library": "scaled_mm", "ours": "block_gemm", "faster": "block_gemm (scaled_mm if small)"}[self.by]
+        return f"{by} {self.a} x {self.b}, {tiles} scales, {'fast' if self.fast else 'split'} accumulation"
 
     @property
     def accumulator(self) -> Accumulator:
-        """How the library sums on a Hopper GPU, as probed."""
+        """How a Hopper GPU sums, as probed."""
         return HOPPER_FP16 if self.units != "fp8" else HOPPER_FP8 if self.fast else PROMOTED
 
 
@@ -83,6 +88,11 @@ def plan(gemm: Gemm) -> Plan | str:
         wide = _sixteen(gemm.accumulator, a, b)
         return f"{found}; {wide}" if isinstance(wide, str) else wide
     return found
+
+
+def ours(plan: Plan, capability: tuple[int, int]) -> Plan:
+    """Return the plan with our own product where it is faster, on GPUs of a ``capability`` that it runs on."""
+    return replace(plan, by="faster") if capability == (9, 0) and (plan.tile_a, plan.tile_b) in OURS else plan
 
 
 def _fp8(sums: Accumulator, a: Cast, b: Cast) -> Plan | str:
