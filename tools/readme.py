@@ -13,6 +13,7 @@ from typing import Any
 
 from conformance_table import conformance_table
 from result_tables import (
+    attention_table,
     gemm_table,
     gptq_table,
     optimizer_table,
@@ -211,6 +212,7 @@ TABLES: dict[str, tuple[Path, Callable[[dict[str, Any]], str]]] = {
     "speed-table": (RESULTS / "casts-cpu.json", speed_table),
     "gpu-cast-table": (RESULTS / "quantize-cuda.json", gpu_cast_table),
     "step-table": (RESULTS / "train-cuda.json", step_table),
+    "attention-table": (RESULTS / "attention-cuda.json", attention_table),
     "gemm-table": (RESULTS / "gemm-cuda.json", gemm_table),
     "passes-table": (RESULTS / "passes-cuda.json", passes_table),
     "pretrain-table": (RESULTS / "pretrain-cuda.json", pretrain_table),

@@ -87,6 +87,23 @@ def step_table(report: dict[str, Any]) -> str:
     return f"{markdown(rows)}\n\n{note}"
 
 
+def attention_table(report: dict[str, Any]) -> str:
+    """Return milliseconds of one layer's attention, forward and backward, by each kernel that ran."""
+    names = {"flash4": "FlashAttention-4", "cudnn": "cuDNN", "flash": "FlashAttention-2"}
+    rows = [("forward and backward, ms", "batch x heads/keys x tokens x size", *names.values())]
+    for row in report["rows"]:
+        shape = f"{row['batch']} x {row['heads']}/{row['keys']} x {row['tokens']} x {row['size']}"
+        times = (row["kernels"].get(name, {}).get("ms") for name in names)
+        what = f"{row['what']}, bits repeat" if row["repeatable"] else row["what"]
+        rows.append((what, shape, *("" if ms is None else f"{ms:.2f}" for ms in times)))
+    ran = report["machine"]
+    note = (
+        f"bfloat16, in one run: {ran['gpu']}, torch {ran['torch']}, {ran['date']}; cuDNN's backward pass does not repeat its bits. All "
+        "figures in `bench/results/attention-cuda.json`, written by `./dev bench attention_gpu`."
+    )
+    return f"{markdown(rows)}\n\n{note}"
+
+
 def gemm_table(report: dict[str, Any]) -> str:
     """Return TFLOP/s of the library's products by scales and shape."""
     shapes = report["tflops"]
