@@ -6,7 +6,7 @@ from pathlib import Path
 
 NAMES = (
     "casts", "train", "codes", "conformance", "quantize_gpu", "gptq_gpu", "optimizer_gpu", "passes_gpu", "ptq",
-    "quantized", "train_gpu", "attention_gpu", "gemm", "accumulator", "pretrain_gpu",
+    "quantized", "train_gpu", "attention_gpu", "gemm", "accumulator", "pretrain_gpu", "resume_gpu", "ptq_gpu",
 )  # fmt: skip
 
 if __name__ == "__main__":
