@@ -183,12 +183,6 @@ def test_operators_have_honest_fakes():
     torch.library.opcheck(ops.rms_norm_backward.default, (x, x, x[0], x[:, :1], None), test_utils=checks)
 
 
-def test_the_exponential_is_close():
-    x = torch.linspace(-80, 80, 20001)
-    near = torch.sigmoid(x.double())
-    assert (plain.sigmoid(x) / near - 1).abs().max() < 1e-5 and plain.sigmoid(torch.tensor(math.inf)) == 1
-
-
 @pytest.mark.parametrize("name", ["fp8-block"])
 def test_norm_and_gated_unit_in_one_by_kernels(name):
     """The gemms sum in another order than the emulation's; every operand is its twin bit for bit."""

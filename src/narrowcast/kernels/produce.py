@@ -13,8 +13,8 @@ from narrowcast.kernels.quick import quick_reciprocal
 from narrowcast.kernels.rounding import bits_of, float_of
 
 _IN_PTX = tl.constexpr(not triton.knobs.runtime.interpret)
-_MINUS_LOG2_E = tl.constexpr(-1.4426950408889634)
-_ANCHOR = tl.constexpr(12582912.0)
+_RATE, _START = tl.constexpr(-0.010018715634942055), tl.constexpr(0.1875)
+_SPAN, _ANCHOR = tl.constexpr(144.0), tl.constexpr(12583012.0)
 _C1 = tl.constexpr(0.6931241750717163)
 _C2 = tl.constexpr(0.24024099111557007)
 _C3 = tl.constexpr(0.05590637028217316)
@@ -96,16 +96,46 @@ def bits_as(x, SOURCE: tl.constexpr):
 
 
 @triton.jit
+def fused(a, b, c):
+    """Return a * b + c, rounded once; interpreted, as `passes.wide.fused`: the interpreter's own is not fused."""
+    if _IN_PTX:
+        found = tl.fma(a, b, c)
+    else:
+        product, c = a.to(tl.float64) * b, c + tl.zeros(a.shape, tl.float64)
+        total = product + c
+        part = total - product
+        lost = (product - (total - part)) + (c - part)
+        bits = total.to(tl.int64, bitcast=True)
+        away = tl.where((lost > 0) == (total > 0), 1, -1)
+        inexact = ((lost > 0) | (lost < 0)) & ((bits & 1) == 0)
+        found = tl.where(inexact, bits + away, bits).to(tl.float64, bitcast=True).to(tl.float32)
+    return found
+
+
+@triton.jit
+def share_of(x):
+    """Return what share of the span of exponents x comes to, between 0 and 1; NaN 0."""
+    if _IN_PTX:  # -log2(e) / 144 and 27 / 144
+        share = tl.inline_asm_elementwise(
+            "fma.rn.sat.f32 $0, $1, 0fBC24258A, 0f3E400000;", "=f,f", [x], tl.float32, True, 1
+        )
+    else:
+        share = fused(x, _RATE, _START)
+        share = tl.minimum(tl.maximum(tl.where(share == share, share, 0.0), 0.0), 1.0)
+    return share
+
+
+@triton.jit
 def sigmoid(x):
-    """Return 1 / (1 + 2**(-x log2 e)) by a polynomial, term by term as `passes.sigmoid`."""
-    t = tl.minimum(tl.maximum(x * _MINUS_LOG2_E, -125.0), 125.0)
-    anchored = t + _ANCHOR
-    f = t - (anchored - _ANCHOR)
-    p = f * _C4 + _C3
-    p = p * f + _C2
-    p = p * f + _C1
-    p = p * f + 1.0
-    return quick_reciprocal(float_of(bits_of(p) + (bits_of(anchored) << 23)) + 1.0)
+    """Return 1 / (1 + exp(-x)) by a polynomial, term by term as `passes.sigmoid`."""
+    share = share_of(x)
+    anchored = fused(share, _SPAN, _ANCHOR)
+    f = fused(share, _SPAN, _ANCHOR - anchored)
+    p = fused(f, _C4, _C3)
+    p = fused(p, f, _C2)
+    p = fused(p, f, _C1)
+    p = fused(p, f, 1.0)
+    return quick_reciprocal(fused(p, float_of(bits_of(anchored) << 23), 1.0))
 
 
 @triton.jit
@@ -117,12 +147,12 @@ def made(x, y, z, line, column, P: tl.constexpr, SOURCE: tl.constexpr):
         found = (rounded((x * line) * column, SOURCE),)
     elif P.kind == "gelu":
         square = x * x
-        found = (rounded(x * sigmoid(x * (square * _GELU_3 + _GELU)), SOURCE),)
+        found = (rounded(x * sigmoid(x * fused(square, _GELU_3, _GELU)), SOURCE),)
     elif P.kind == "gelu-backward":
         square = y * y
-        s = sigmoid(y * (square * _GELU_3 + _GELU))
-        slope = ((y * s) * (1.0 - s)) * (square * _GELU_9 + _GELU)
-        found = (rounded(x * (s + slope), SOURCE),)
+        s = sigmoid(y * fused(square, _GELU_3, _GELU))
+        slope = fused((y * s) * (1.0 - s), fused(square, _GELU_9, _GELU), s)
+        found = (rounded(x * slope, SOURCE),)
     elif P.kind == "swiglu":
         if P.lines:
             y = y * line
@@ -135,5 +165,5 @@ def made(x, y, z, line, column, P: tl.constexpr, SOURCE: tl.constexpr):
         if P.lines:
             z = z * line
             up = up * line
-        found = (rounded((x * z) * (s + gate * (1.0 - s)), SOURCE), rounded(up, SOURCE))
+        found = (rounded((x * z) * fused(gate, 1.0 - s, s), SOURCE), rounded(up, SOURCE))
     return found

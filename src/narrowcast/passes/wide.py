@@ -1,9 +1,10 @@
 """What makes the tensors of a training step, wide: norms, gates, GELU and their gradients, in one exact order.
 
-Elementwise arithmetic is float32, each operation rounded, in the order written here: no fused multiply-add, IEEE's
-division and square root, an exponential that is a polynomial of our own, pairwise sums over rows (`pairwise_sum`). So a
-kernel can give the same bits on any device. A result is rounded to the dtype of its source. (The sign of NaN is the
-processor's own affair. Under `torch.compile` the compiler may contract multiplications and additions, as anywhere.)
+Elementwise arithmetic is float32, each operation rounded, in the order written here: multiply and add are one operation
+where `fused` says so and nowhere else; IEEE's division and square root, an exponential that is a polynomial of our own,
+pairwise sums over rows (`pairwise_sum`). So a kernel can give the same bits on any device. A result is rounded to the
+dtype of its source. (The sign of NaN is the processor's own affair. Under `torch.compile` the compiler may contract
+multiplications and additions, as anywhere.)
 """
 
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 from narrowcast.formats.format import float32_of
 
 ROWS = 32  # rows whose gradients of a norm's weight are summed one after another
-MINUS_LOG2_E = -1.4426950408889634
-ANCHOR = 12582912.0  # 1.5 * 2**23: beside it float32's last bit is 1
+SPAN, LEAST = 144.0, 27  # the powers of two of an exponential: 2**-27 (beside 1 nothing is left of it) to 2**117
+RATE, START = -0.010018715634942055, 0.1875  # -log2(e) / SPAN in float32, LEAST / SPAN
+ANCHOR = 12582912.0 + 100  # 1.5 * 2**23: beside it float32's last bit is 1; 100 more make exponents of n - LEAST
 POWERS = (0.009582818485796452, 0.05590637028217316, 0.24024099111557007, 0.6931241750717163)
 GELU = (1.5957691216057308, 0.07135481627260025, 0.21406444881780076)  # sqrt(8/pi) times 1, 0.044715, 3 * 0.044715
 
@@ -27,16 +29,37 @@ def pairwise_sum(x: Tensor) -> Tensor:
     return x
 
 
+def fused(a: Tensor, b: Tensor | float, c: Tensor | float) -> Tensor:
+    """Return float32 ``a * b + c``, rounded once, as a fused multiply-add does.
+
+    The product is exact in float64; the sum is rounded there to odd (its last bit is set where anything was lost),
+    which rounds to float32 as the exact one does (Boldo and Melquiond 2008). Numbers are float32's own values.
+    """
+    product = a.double() * (b.double() if isinstance(b, Tensor) else b)
+    c = c.double() if isinstance(c, Tensor) else c
+    total = product + c
+    part = total - product
+    lost = (product - (total - part)) + (c - part)
+    bits = total.view(torch.int64)
+    away = torch.where((lost > 0) == (total > 0), 1, -1)
+    inexact = ((lost > 0) | (lost < 0)) & ((bits & 1) == 0)
+    return torch.where(inexact, bits + away, bits).view(torch.float64).float()
+
+
 def sigmoid(x: Tensor) -> Tensor:
-    """Return 1 / (1 + exp(-x)) of float32 ``x``, within 1e-5 of it for x > -80: 2**t by a polynomial of degree 4."""
-    t = (x * MINUS_LOG2_E).clamp_min(-125.0).clamp_max(125.0).nan_to_num(-125.0)
-    anchored = t + ANCHOR
-    f = t - (anchored - ANCHOR)
-    p = f * POWERS[0] + POWERS[1]
+    """Return 1 / (1 + exp(-x)) of float32 ``x``, within 1e-5 of it for x > -80: 2**t by a polynomial of degree 4.
+
+    t + `LEAST` is held between 0 and `SPAN`, of which it is first the share: the processor clamps to 0 and 1 for
+    nothing (and takes NaN for 0).
+    """
+    share = fused(x, RATE, START).clamp(0.0, 1.0).nan_to_num(0.0)
+    anchored = fused(share, SPAN, ANCHOR)
+    f = fused(share, SPAN, ANCHOR - anchored)
+    p = fused(f, POWERS[0], POWERS[1])
     for c in (*POWERS[2:], 1.0):
-        p = p * f + c
-    power = (p.view(torch.int32) + (anchored.view(torch.int32) << 23)).view(torch.float32)
-    return (power + 1.0).reciprocal()
+        p = fused(p, f, c)
+    power = (anchored.view(torch.int32) << 23).view(torch.float32)
+    return fused(p, power, 1.0).reciprocal()
 
 
 def rms(x: Tensor, eps: float) -> Tensor:
@@ -126,20 +149,20 @@ def swiglu_backward(g: Tensor, gate: Tensor, up: Tensor, scale: Tensor | None = 
     dup = wide * silu
     if scale is not None:
         linear, dup = linear * scale.reciprocal(), dup * scale.reciprocal()
-    dgate = (wide * linear) * (s + silu * (1.0 - s))
+    dgate = (wide * linear) * fused(silu, 1.0 - s, s)
     return torch.cat([dgate.to(gate.dtype), dup.to(gate.dtype)], dim=-1)
 
 
 def gelu(x: Tensor) -> Tensor:
     """Return GELU in its tanh form, ``x * sigmoid(sqrt(8/pi) (x + 0.044715 x**3))``, in the dtype of ``x``."""
     wide = float32_of(x)
-    return (wide * sigmoid(wide * (wide * wide * GELU[1] + GELU[0]))).to(x.dtype)
+    return (wide * sigmoid(wide * fused(wide * wide, GELU[1], GELU[0]))).to(x.dtype)
 
 
 def gelu_backward(g: Tensor, x: Tensor) -> Tensor:
     """Return the gradient of `gelu`'s ``x``, in its dtype."""
     wide = float32_of(x)
     square = wide * wide
-    s = sigmoid(wide * (square * GELU[1] + GELU[0]))
-    slope = ((wide * s) * (1.0 - s)) * (square * GELU[2] + GELU[0])
-    return (float32_of(g) * (s + slope)).to(x.dtype)
+    s = sigmoid(wide * fused(square, GELU[1], GELU[0]))
+    slope = fused((wide * s) * (1.0 - s), fused(square, GELU[2], GELU[0]), s)
+    return (float32_of(g) * slope).to(x.dtype)
