@@ -1,7 +1,5 @@
 """Both orientations in one pass, alone and fused, against the definition, bit for bit: as `bits.py`, in its own process."""
 
-import math
-
 import pytest
 import torch
 from tests.kernels.bits import DEVICE, STREAM, poisoned, same
