@@ -195,3 +195,15 @@ def test_compiled_whole_gives_the_same_bits(recipe):
     x, g = torch.randn(32, 24, device=DEVICE).bfloat16(), torch.randn(32, 40, device=DEVICE).bfloat16()
     for a, b in zip(run(layer, x, g), run(compiled, x, g), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("recipe", ["fp8-tensorwise"] if DEVICE == "cpu" else [r for r, _ in CASES[::2]])
+def test_compiled_under_autocast_gives_the_same_bits(recipe):
+    """As `narrowcast train --compile` runs on a GPU: float32 weights, bfloat16 by autocast, off in the backward pass."""
+    (_, layer), (_, other) = (pair(recipe, torch.float32) for _ in "ab")
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    x, g = torch.randn(32, 24, device=DEVICE), torch.randn(32, 40, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found, want = run(compiled, x, g.bfloat16()), run(layer, x, g.bfloat16())
+    for a, b in zip(want, found, strict=True):
+        assert torch.equal(a, b)

@@ -34,10 +34,13 @@ def own_precision(backward: Callable[[Any, Tensor], Gradients]) -> Callable[[Any
     """Return an autograd function's backward pass as it is without autocast.
 
     The compiler traces it where the caller's autocast is still on, which would round the operands of emulated products.
+    It does so twice if strides of ``g`` are asked for (it then makes ``g`` contiguous), and does not put autocast back
+    in between (torch 2.11 and 2.13): so they are asked for before autocast is touched.
     """
 
     @wraps(backward)
     def run(ctx: Any, g: Tensor) -> Gradients:
+        g.stride()
         with torch.autocast(g.device.type, enabled=False):
             return backward(ctx, g)
 
