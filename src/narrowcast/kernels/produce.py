@@ -19,9 +19,9 @@ _C1 = tl.constexpr(0.6931241750717163)
 _C2 = tl.constexpr(0.24024099111557007)
 _C3 = tl.constexpr(0.05590637028217316)
 _C4 = tl.constexpr(0.009582818485796452)
-_GELU = tl.constexpr(1.5957691216057308)
-_GELU_3 = tl.constexpr(0.07135481627260025)
-_GELU_9 = tl.constexpr(0.21406444881780076)
+_GELU = tl.constexpr(1.5957691669464111)
+_GELU_3 = tl.constexpr(0.07135481387376785)
+_GELU_9 = tl.constexpr(0.21406444907188416)
 
 
 @dataclass(frozen=True)

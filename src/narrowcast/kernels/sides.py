@@ -244,8 +244,17 @@ class Knobs:
     registers: int | None = None
 
 
-def knobs(parts: int, run: int, draws: bool = False) -> Knobs:
-    """Return the knobs for a pass that makes ``parts`` results of each element under tiles of up to ``run`` elements.
+#: for producers that compute much: fewer elements a thread, so that more programs share a multiprocessor
+MADE = {
+    "swiglu": Knobs(64, 128, 8, 8),
+    "gelu": Knobs(64, 128, 8, 8),
+    "swiglu-backward": Knobs(32, 128, 8, 4),
+    "gelu-backward": Knobs(32, 128, 8, 4),
+}
+
+
+def knobs(kind: str, run: int, draws: bool = False) -> Knobs:
+    """Return the knobs for a pass over what a `Producer` of this kind makes, under tiles of up to ``run`` elements.
 
     As measured on an H100 (`bench/passes_gpu.py`). A program holds a tile whole: 128 x 128 elements where it must, 64
     to a thread; at 128 registers a thread two programs fit on a multiprocessor, and one waits while the other computes.
@@ -253,7 +262,8 @@ def knobs(parts: int, run: int, draws: bool = False) -> Knobs:
     """
     if run > 64:
         return Knobs(rows=4 if not draws else 8, registers=128)
-    return Knobs() if parts == 1 else Knobs(64, 64, 8, 4)
+    chosen = MADE.get(kind, Knobs())
+    return chosen if chosen.height >= run else replace(chosen, height=run, warps=8)
 
 
 def maxima_knobs(parts: int, whole: bool) -> Knobs:

@@ -17,7 +17,7 @@ SPAN, LEAST = 144.0, 27  # the powers of two of an exponential: 2**-27 (beside 1
 RATE, START = -0.010018715634942055, 0.1875  # -log2(e) / SPAN in float32, LEAST / SPAN
 ANCHOR = 12582912.0 + 100  # 1.5 * 2**23: beside it float32's last bit is 1; 100 more make exponents of n - LEAST
 POWERS = (0.009582818485796452, 0.05590637028217316, 0.24024099111557007, 0.6931241750717163)
-GELU = (1.5957691216057308, 0.07135481627260025, 0.21406444881780076)  # sqrt(8/pi) times 1, 0.044715, 3 * 0.044715
+GELU = (1.5957691669464111, 0.07135481387376785, 0.21406444907188416)  # sqrt(8/pi) times 1, 0.044715, 3 * 0.044715
 
 
 def pairwise_sum(x: Tensor) -> Tensor:
