@@ -52,6 +52,7 @@ def test_the_definition_verifies_against_itself(plainly, recipe):
     assert found.codes == (casts + 6) * len(verify.INPUTS) * 3
     assert found.products == 3 * len(verify.INPUTS) * 3
     assert found.written == 2 * found.products
+    assert found.rounded == found.roundings > 0
     assert found.fused == 9 * len(verify.INPUTS) * (recipe in ("fp8-delayed", "fp8-block"))
     assert 0 < found.worst < 1 or recipe != "fp8-delayed"
 
@@ -122,6 +123,16 @@ def test_an_optimizer_step_that_differs_is_found(monkeypatch):
     found = verify.verify_optimizer("fp8-adam-blocks", device, quick=True)
     assert found.differing == 1
     assert found.first.startswith("m.codes of parameter 0 of normal bfloat16 after step 1: 1 differ, first at (5,): ")
+
+
+def test_side_by_side_is_one_after_the_other(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    done: list[str] = []
+    asked = (["int8-block", "fp32"], [], torch.device("cpu"))  # what has no kernel: the interpreter is slow
+    found, _ = verify.verify_all(*asked, quick=True, processes=2, note=done.append)
+    assert sorted(done) == ["fp32", "int8-block"]
+    assert [f.recipe for f in found] == ["int8-block"]
+    assert found == verify.verify_all(*asked, quick=True)[0]
 
 
 @pytest.mark.parametrize(("capability", "said"), [((9, 0), False), ((10, 0), True), ((8, 9), True)])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -17,8 +16,7 @@ from narrowcast.errors import CheckFailed, InputError
 from narrowcast.io import versions, write_atomic
 from narrowcast.optim import optimizers
 from narrowcast.recipes import recipe, recipes
-from narrowcast.verify import SHAPES, SMALL, Finding, OptimizerFinding, verify_optimizer
-from narrowcast.verify import verify as run
+from narrowcast.verify import SHAPES, SMALL, Finding, OptimizerFinding, verify_all
 
 
 def verify(
@@ -33,7 +31,7 @@ def verify(
 
     Shapes that no tile divides, rows of zeros, outliers, subnormals, NaN and infinities. Codes and scales must be equal
     bit for bit, also where a norm, a gate or a gradient is made in the same pass; products lie within what the tensor
-    core's accumulator may lose, and in 16 bits are the rounding of that. RECIPE+OPTIMIZER tries that optimizer's steps
+    core's accumulator may lose, also as 16 bits. RECIPE+OPTIMIZER tries that optimizer's steps
     too. Exit status 1 where not. Without a GPU, TRITON_INTERPRET=1 in the environment interprets the kernels on the
     CPU, slowly: add --quick.
 
@@ -45,18 +43,13 @@ def verify(
     wanted = [n.strip() for n in names.split(",") if n.strip()]
     states = dict.fromkeys(s for s in (recipe(n).optimizer for n in wanted) if s) if wanted else optimizers()
     wanted = wanted or list(recipes())
-    with progress() as bar, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*invalid value", RuntimeWarning)  # numpy's, in Triton's interpreter
+    with progress() as bar:
         task = bar.add_task("verify", total=len(wanted) + len(states), note="")
 
         def note(what: str) -> None:
             bar.update(task, advance=1, note=what)
 
-        found = run(wanted, where, shapes=SMALL if quick else SHAPES, seed=seed, note=note)
-        steps = []
-        for name in states:
-            note(name)
-            steps.append(verify_optimizer(name, where, seed=seed, quick=quick))
+        found, steps = verify_all(wanted, states, where, seed=seed, quick=quick, note=note)
     shapes = [list(s) for s in (SMALL if quick else SHAPES)]
     payload = {
         "machine": versions(), "device": where.type, "bounds": _bounds(where), "shapes": shapes, "seed": seed,
@@ -117,6 +110,9 @@ def _show(found: list[Finding], steps: list[OptimizerFinding], where: torch.devi
         if f.fp8 + f.beyond_fp8:
             count = f"{f.fp8} of {f.fp8 + f.beyond_fp8} products fit FP8 units, the others ran in bfloat16"
             console.print(f"{f.recipe}: {count}", style="dim")
+        if f.rounded < f.roundings:
+            share = f"{_floor(100 * f.rounded / f.roundings)} %"
+            console.print(f"{f.recipe}, 16 bits: {share} of elements are the rounding of the model's sums", style="dim")
     for _, name, first in _failed(found, steps):
         console.print(f"{name} FAILED: {first}", style="bold")
     if file is not None:
@@ -127,7 +123,7 @@ _LEGEND = """\
 codes     operands whose codes and scales are equal, bit for bit
 passes    norms, gates and gradients made in one pass with their codes: equal, bit for bit
 products  whose every element lies within what the accumulator may lose
-16 bits   the same written in bfloat16 and float16: rounded once from those sums
+16 bits   the same written in bfloat16 and float16, within that too
 worst     the largest error of a product as a share of its bound
 model     elements of products that the accumulator's model gives bit for bit"""
 _STATES = "states    parameters, moments and masters after each step: equal, bit for bit"

@@ -5,5 +5,9 @@ from narrowcast.verify.finding import Finding
 from narrowcast.verify.inputs import INPUTS
 from narrowcast.verify.states import OptimizerFinding, verify_optimizer
 from narrowcast.verify.sums import bound, product
+from narrowcast.verify.together import verify_all
 
-__all__ = ["INPUTS", "SHAPES", "SMALL", "Finding", "OptimizerFinding", "bound", "product", "verify", "verify_optimizer"]
+__all__ = [
+    "INPUTS", "SHAPES", "SMALL", "Finding", "OptimizerFinding", "bound", "product", "verify", "verify_all",
+    "verify_optimizer",
+]  # fmt: skip

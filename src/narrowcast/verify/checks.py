@@ -72,17 +72,16 @@ def _verify(
             for dtype in DTYPES if shape == shapes[0] else DTYPES[:1]:
                 generator = torch.Generator(device).manual_seed(seed)
                 m, n, k = shape
-                x, w, g, y, h = (
+                x, w, g = (
                     harden(torch.randn(*s, generator=generator, device=device)).to(dtype)
-                    for s in ((m, k), (n, k), (m, n), (m, k), (m, k))
+                    for s in ((m, k), (n, k), (m, n))
                 )
                 where = f"{kind} {short(dtype)} [{m}, {k}] by [{n}, {k}]"
                 context = Linear(nn.Linear(k, n, bias=False, device=device), spec, "verify", seed).context
                 narrow = _codes(finding, context, spec, plans, (x, w, g), where)
                 check_products(finding, plans, narrow, where)
-                if plans and dtype in (fused.DTYPES[:1] if shapes == SMALL else fused.DTYPES):
-                    where = f"{kind} {short(dtype)} [{m}, {k}]"
-                    fused.check_fused(finding, chosen, fused.Sources(x, y, h, seed), where)
+    if plans:
+        fused.check_all(finding, chosen, device, seed, shapes == SMALL)
     return finding
 
 

@@ -21,8 +21,9 @@ class Finding:
         fused, fused_differing: passes that make a tensor and its codes at once, and gradients made from kept codes.
         products, failed: products compared, and how many have such elements as `beyond` counts.
         beyond: elements of products that lie beyond their bound, or are not the infinity or NaN due.
-        written, misrounded: the same products written in 16 bits, and how many have an element that is neither the
-            float32 product's rounding, where the model gives that, nor within its bound.
+        written, misrounded: the same products written in 16 bits, and how many have an element beyond its bound.
+        rounded, roundings: elements of those that are float32's product rounded once, of all whose float32 product the
+            model gives.
         worst: largest error as a share of its bound.
         equal, modelled: elements that the accumulator's model gives bit for bit, and how many it was asked for.
         fp8, beyond_fp8: float32 products whose plan depends on the data (`kernels.rebased`): those that FP8 units took,
@@ -41,6 +42,8 @@ class Finding:
     beyond: int = 0
     written: int = 0
     misrounded: int = 0
+    rounded: int = 0
+    roundings: int = 0
     worst: float = 0.0
     equal: int = 0
     modelled: int = 0

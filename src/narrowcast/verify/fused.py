@@ -23,9 +23,12 @@ from narrowcast.passes import How
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.recipes import Recipe
 from narrowcast.scaling import advance
-from narrowcast.verify.finding import Finding, difference, different
+from narrowcast.verify.finding import Finding, difference, different, short
+from narrowcast.verify.inputs import INPUTS
 
-DTYPES = (torch.bfloat16, torch.float32)  # what training leaves wide
+#: matrices, and what training leaves wide: one that blocks divide, as they do in training, and one that nothing does
+CASES = (((128, 256), torch.bfloat16), ((128, 256), torch.float32), ((37, 72), torch.bfloat16))
+SMALL = (((24, 48), torch.bfloat16),)
 EPS = 1e-5
 _PAIRS = {"x": ("fwd.x", "wgrad.x"), "g": ("dgrad.g", "wgrad.g")}
 
@@ -38,6 +41,15 @@ class Sources:
     y: Tensor
     g: Tensor
     seed: int
+
+
+def check_all(finding: Finding, recipe: Recipe, device: torch.device, seed: int, small: bool) -> None:
+    """Compare on all `INPUTS`; ``small``: one little matrix."""
+    for shape, dtype in SMALL if small else CASES:
+        for kind, harden in INPUTS.items():
+            generator = torch.Generator(device).manual_seed(seed)
+            x, y, g = (harden(torch.randn(shape, generator=generator, device=device)).to(dtype) for _ in range(3))
+            check_fused(finding, recipe, Sources(x, y, g, seed), f"{kind} {short(dtype)} {list(shape)}")
 
 
 def check_fused(finding: Finding, recipe: Recipe, sources: Sources, where: str) -> None:

@@ -44,7 +44,10 @@ def check_products(finding: Finding, plans: dict[str, Plan], narrow: dict[str, Q
                 finding.misrounded += 1
                 finding.note(f"{what}: {error}")
                 continue
-            _written(finding, made, torch.where(modelled, y, float("nan")), want, limit, what)
+            _written(finding, made, want, limit, what)
+            sums = y.to(dtype)
+            finding.rounded += int((same(made, sums) & modelled).sum())
+            finding.roundings += int(modelled.sum())
 
 
 def _ways(plan: Plan) -> tuple[Plan, ...]:
@@ -83,18 +86,17 @@ def _wide(finding: Finding, y: Tensor, want: Tensor, limit: Tensor, what: str) -
         finding.worst = max(finding.worst, float((error / limit)[finite].max()))
 
 
-def _written(finding: Finding, made: Tensor, sums: Tensor, want: Tensor, limit: Tensor, what: str) -> None:
-    """Count one product in 16 bits; ``sums``: float32's where the model gives them, else NaN.
+def _written(finding: Finding, made: Tensor, want: Tensor, limit: Tensor, what: str) -> None:
+    """Count one product in 16 bits.
 
     Rounding keeps order, so what lies within its bound lies, rounded, between the bound's rounded ends.
     """
     low, high = ((want + side * limit).float().to(made.dtype) for side in (-1, 1))
-    due = torch.where(sums.isnan(), ((low <= made) & (made <= high)), same(made, sums.to(made.dtype)))
-    wrong = torch.where(want.isfinite(), ~due, ~same(made, want.to(made.dtype)))
+    wrong = torch.where(want.isfinite(), ~((low <= made) & (made <= high)), ~same(made, want.to(made.dtype)))
     finding.written += 1
     if bool(wrong.any()):
         finding.misrounded += 1
-        _tell(finding, made, torch.where(sums.isnan(), want, sums.double()), wrong, what)
+        _tell(finding, made, want, wrong, what)
 
 
 def _tell(finding: Finding, found: Tensor, want: Tensor, wrong: Tensor, what: str) -> None:
