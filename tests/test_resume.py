@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from narrowcast.cli import run
+from narrowcast.models import compiled, from_config
 from tests import tiny
 
 
@@ -64,3 +65,21 @@ def test_a_killed_run_resumes_bit_for_bit(inputs: Path, tmp_path: Path, monkeypa
     assert losses(out) == expected
     a, b = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "killed"))
     assert a.read_bytes() == b.read_bytes()
+
+
+def test_compiled_code_does_not_depend_on_the_batches_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smaller last batch of validation made sizes variables, but not in a run resumed behind it: other bits."""
+    from transformers import LlamaConfig
+
+    sizes: list[list[object]] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[object]) -> object:
+        sizes.append([x for x in inputs if isinstance(x, torch.SymInt)])
+        return graph.forward
+
+    whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: whole(model, backend=backend, **how))
+    model = compiled(from_config(LlamaConfig(**tiny.CONFIG | {"attention_dropout": 0.0}), 0))
+    for rows in (2, 1, 3):
+        model(input_ids=torch.zeros(rows, 8, dtype=torch.int64), use_cache=False)
+    assert sizes == [[], [], []]

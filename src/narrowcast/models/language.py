@@ -142,8 +142,10 @@ def compiled(model: nn.Module) -> Any:
     """Return ``model`` compiled whole, its attention causal without a mask where it can be (`plain_causal`).
 
     What was compiled before is forgotten: the compiler keeps at most eight versions of a forward pass, over all models
-    of a process, and runs the ninth uncompiled.
+    of a process, and runs the ninth uncompiled. Each shape gets code of its own: else the code for a batch would depend
+    on which others came before (a last batch of validation is smaller, and from then on sizes are variables), and a
+    resumed run would end in other bits.
     """
     torch.compiler.reset()
     plain_causal(model)
-    return torch.compile(model)
+    return torch.compile(model, dynamic=False)
