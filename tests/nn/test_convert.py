@@ -116,6 +116,11 @@ def test_a_recipe_with_an_accumulator_of_its_own():
     again = replace(linear, wgrad=replace(linear.wgrad, a=Reuse(nc.cast("e4m3fn/tensor/fp32"))))
     with pytest.raises(InputError, match="decoded and cast again, which leaves accumulator 'hopper-fp8' no codes"):
         replace(nc.recipe("fp8-tensorwise"), linear=again).with_accumulator("hopper-fp8")
+    with pytest.raises(InputError, match=r"recipe 'fp8-rowwise\+joind': unknown 'joind' after '\+'; nearest: joined"):
+        nc.recipe("fp8-rowwise+joind")
+    for twice in ("fp8-rowwise+joined+joined", "fp8-rowwise+fp8-adam+bf16-adam-sr"):
+        with pytest.raises(InputError, match=r"expected at most one optimizer and one '\+joined'"):
+            nc.recipe(twice)
     with pytest.raises(InputError, match="'hoper' is none of fp32"):
         nc.recipe("fp8-rowwise@hoper")
     with pytest.raises(InputError, match="fp32 has no narrow gemms whose sums"):

@@ -6,6 +6,7 @@ from torch import nn
 
 from narrowcast.errors import InputError, nearest
 from narrowcast.nn.convert import Conversion
+from narrowcast.optim.catalogue import optimizers
 from narrowcast.recipes.recipe import JOINED, LossScale, Recipe
 
 _MODULES = (
@@ -50,7 +51,11 @@ def recipe(name: str | Recipe) -> Recipe:
     if base not in known:
         raise InputError(f"unknown recipe {name!r}{nearest(base, known)}")
     found = known[base].with_accumulator(sums) if at else known[base]
+    if len({part == JOINED for part in parts}) < len(parts):
+        raise InputError(f"recipe {name!r}: expected at most one optimizer and one '+{JOINED}'")
     for part in parts:
+        if part not in (choices := (JOINED, *optimizers())):
+            raise InputError(f"recipe {name!r}: unknown {part!r} after '+'{nearest(part, choices)}")
         found = found.joined() if part == JOINED else found.with_optimizer(part)
     return found
 
