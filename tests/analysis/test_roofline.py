@@ -4,6 +4,7 @@ import pytest
 
 import narrowcast as nc
 from narrowcast.analysis.roofline import H100, LLAMA_8B, Layer, Work, gemm_kind, operand_unit, predict
+from narrowcast.kernels.plan import Plan, plan
 from narrowcast.nn import OPERANDS
 
 RECIPES = nc.recipes()
@@ -67,6 +68,8 @@ def test_count_repeats_a_layer() -> None:
         ("e4m3fn/row/fp32", "fp8"),
         ("e4m3fn/1x128+pad/fp32", "fp8"),
         ("e4m3fn/128x128/fp32", "fp8"),
+        ("e4m3fn/1x128+pad/e8m0-ceil", "fp8"),
+        ("e4m3fn/1x128/e4m3fn+fp32", "none"),
         ("int8/32x32+pad/fp32", "int8"),
         ("mxfp8", "none"),
         ("mxfp4", "none"),
@@ -85,11 +88,21 @@ def test_units_of_a_hopper_gpu(spelling: str, unit: str) -> None:
         ("bf16", ("bf16",) * 3),
         ("fp8-rowwise", ("fp8",) * 3),
         ("int8-block", ("int8",) * 3),
+        ("fp8-hybrid", ("fp8",) * 3),
         ("mxfp4-rht-sr", ("bf16",) * 3),
     ],
 )
 def test_kinds_of_gemms(recipe: str, kinds: tuple[str, ...]) -> None:
     assert tuple(gemm_kind(RECIPES[recipe].linear, gemm) for gemm in ("fwd", "dgrad", "wgrad")) == kinds
+
+
+@pytest.mark.parametrize("recipe", [name for name, found in RECIPES.items() if found.linear])
+def test_what_is_predicted_is_what_runs(recipe: str) -> None:
+    linear = RECIPES[recipe].linear
+    for gemm in ("fwd", "dgrad", "wgrad"):
+        runs = plan(linear.resolved(gemm))
+        if isinstance(runs, Plan):
+            assert (runs.units == "fp8") == (gemm_kind(linear, gemm) == "fp8"), gemm
 
 
 def test_what_the_gpu_has_units_for_is_faster_and_what_it_lacks_is_not() -> None:

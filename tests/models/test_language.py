@@ -34,7 +34,7 @@ def test_a_compiled_model_gives_attention_no_mask(monkeypatch: pytest.MonkeyPatc
         return module.forward
 
     original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model: original(model, backend=graph))
+    monkeypatch.setattr(torch, "compile", lambda model, **how: original(model, backend=graph, **how))
     with torch.no_grad():
         compiled(small())(input_ids=TOKENS, use_cache=False)
     assert [(n.kwargs["attn_mask"], n.kwargs["is_causal"]) for n in seen] == [(None, True)]

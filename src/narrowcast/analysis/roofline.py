@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.ops import Reuse
 from narrowcast.quantize import Cast
+from narrowcast.scaling import TwoLevel
 
 _SHEET = "NVIDIA H100 Tensor Core GPU data sheet, SXM5, dense (half the sparse figure)"
 _WIDE_BYTES = 2.0  # a wide activation, weight or gradient on the GPU is bfloat16
@@ -145,8 +146,8 @@ def predict(spec: LinearSpec | None, work: Work, *, other_bytes: float = 0.0, gp
 def operand_unit(cast: Cast) -> str:
     """Return which unit of a Hopper GPU multiplies such operands (fp8, int8, bf16, fp32), ``none`` where none does.
 
-    FP8 units take 8-bit floats under scales that can be put back outside the product (float32, or 16 bits that are
-    widened on loading): tensor, row, blocks of 128. INT8 units take int8, whose 32x32 scales are applied between
+    FP8 units take 8-bit floats under scales that can be put back outside the product, widened to float32 on loading:
+    tensor, row, blocks of 128, but not two levels of them. INT8 units take int8, whose 32x32 scales are applied between
     partial sums (Jetfire).
     """
     name, tile = cast.format.name, cast.tile
@@ -157,7 +158,7 @@ def operand_unit(cast: Cast) -> str:
     if name == "int8":
         return "int8"
     coarse = tile.is_tensor or tile.cols == 0 or tile.cols % 128 == 0
-    return "fp8" if name in ("e4m3fn", "e5m2") and coarse and cast.scale.bits in (0, 16, 32) else "none"
+    return "fp8" if name in ("e4m3fn", "e5m2") and coarse and not isinstance(cast.scale, TwoLevel) else "none"
 
 
 def gemm_kind(spec: LinearSpec | None, gemm: str) -> str:
