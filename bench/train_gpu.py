@@ -57,8 +57,9 @@ def memory(step: Callable[[], Any], model: nn.Module) -> float:
 
 def attention(sizes: Sizes, asked: str) -> dict[str, Any]:
     """Return which kernel runs attention in every variant, and the times of all that can, forward and backward."""
-    s = sizes
-    found = measure(Shape("the training step's", s.batch, s.heads, s.keys, s.context, s.width // s.heads), False, 8)
+    size = sizes.width // sizes.heads
+    shape = Shape("the training step's", sizes.batch, sizes.heads, sizes.keys, sizes.context, size)
+    found = measure(shape, False, 8)
     kind = fastest(found) if asked == "auto" else asked
     if "absent" in found.get(kind, {}):
         raise InputError(f"--attention {kind}: {found[kind]['absent']}")

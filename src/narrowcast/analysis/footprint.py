@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from narrowcast.analysis.roofline import Layer
 from narrowcast.metrics import next_token_loss
 from narrowcast.nn import OPERANDS, Linear
+from narrowcast.nn.spec import PAIRS
 from narrowcast.ops import Reuse
 from narrowcast.optim import state_bytes
 
 _GRADIENT_AND_COPY = 4 + 2  # bytes per parameter that AdamW reads of gradients, and writes as a bfloat16 copy
 _MEASURED = 1024  # tokens of a forward pass whose tensors are counted one by one: in float32, and nothing is freed
-_FIRST = {"x": "fwd.x", "w": "fwd.w", "g": "dgrad.g"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _operand_bits(linears: list[Linear], tokens: int) -> float:
         for label in OPERANDS:
             operand = m.spec.operand(label)
             again = isinstance(operand, Reuse) and operand.then is None  # the first codes, laid out as they were
-            shape = layer.shape(_FIRST[label[-1]] if again else label, tokens)
+            shape = layer.shape(PAIRS[label[-1]][0] if again else label, tokens)
             bits += m.spec.cast(label).bits_per_element(shape) * shape[0] * shape[1]
             elements += shape[0] * shape[1]
     return bits / elements

@@ -18,9 +18,8 @@ from narrowcast.analysis.loss import measure
 from narrowcast.errors import InputError
 from narrowcast.metrics import next_token_loss
 from narrowcast.nn import OPERANDS, Linear, Operand, operands
+from narrowcast.nn.spec import PAIRS
 from narrowcast.quantize import Cast
-
-_FIRST = {"x": "fwd.x", "w": "fwd.w", "g": "dgrad.g"}
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _losses(layer: Linear, seen: dict[str, Tensor]) -> list[OperandLoss]:
 
 def _loss(layer: Linear, label: str, cast_operands: dict[str, Operand]) -> OperandLoss:
     """Return the loss of one operand; plainly reused codes are those of the first cast, in its own orientation."""
-    operand, first = cast_operands[label], _FIRST[label[-1]]
+    operand, first = cast_operands[label], PAIRS[label[-1]][0]
     made_at = first if operand.reused and operand.cast == cast_operands[first].cast else label
     of = cast_operands[made_at]
     history = None

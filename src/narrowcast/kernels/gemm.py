@@ -17,7 +17,7 @@ from torch import Tensor
 from narrowcast.errors import CheckFailed
 from narrowcast.formats import format, pack, unpack
 from narrowcast.kernels import block_gemm
-from narrowcast.kernels.plan import Plan
+from narrowcast.kernels.plan import Plan, in_words
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import Narrow, One, PowerOfTwo, TwoLevel, Wide
 
@@ -92,8 +92,8 @@ def _outer(q: QTensor) -> Tensor | None:
         return q.tensor_scale
     if isinstance(scale, Wide):
         return q.scales.reshape(())
-    if isinstance(scale, PowerOfTwo) and scale.rule == "four-thirds":
-        return torch.full((), 4 / 3, device=q.codes.device)
+    if isinstance(scale, PowerOfTwo) and scale.constant != 1.0:
+        return torch.full((), scale.constant, device=q.codes.device)
     return None
 
 
@@ -126,9 +126,9 @@ def decoded(q: QTensor, dtype: torch.dtype) -> Tensor:
 
 def one_pass(cast: Cast) -> bool:
     """Whether a kernel decodes codes of ``cast`` in one pass (`kernels.widen`): whole words under scales of a byte."""
-    narrow, scale, cols = cast.format.bits in (4, 6, 8), cast.scale, cast.tile.cols
+    scale = cast.scale
     byte = isinstance(scale, PowerOfTwo) or (isinstance(scale, Narrow | TwoLevel) and scale.format.bits <= 8)
-    return narrow and byte and cols > 0 and cols % 8 == 0
+    return byte and in_words(cast)
 
 
 def _carried(q: QTensor, carrier: str) -> Tensor:

@@ -74,6 +74,10 @@ class Plan:
         return HOPPER_FP16 if self.units != "fp8" else HOPPER_FP8 if self.fast else PROMOTED
 
 
+#: of narrow elements that each row has a base for (`kernels.rebased`)
+REBASED = Plan("fp8", "e4m3fn", "e4m3fn", "row", "row")
+
+
 def plan(gemm: Gemm) -> Plan | str:
     """Return how ``gemm``, its operands casts (no `Reuse`), runs on tensor cores; or why it does not."""
     a, b = gemm.a, gemm.b
@@ -142,10 +146,14 @@ def _sixteen(sums: Accumulator, a: Cast, b: Cast) -> Plan | str:
 def _rebased(a: Cast, b: Cast) -> Plan | None:
     """Return the product under scales of rows that power-of-two block scales may come to, depending on the data."""
     for cast in (a, b):
-        whole = cast.format.bits in (4, 6, 8) and cast.tile.cols and cast.tile.cols % 8 == 0
-        if not isinstance(cast.scale, PowerOfTwo) or not whole or room(cast.format, "e4m3fn") < ROOM:
+        if not isinstance(cast.scale, PowerOfTwo) or not in_words(cast) or room(cast.format, "e4m3fn") < ROOM:
             return None
-    return Plan("fp8", "e4m3fn", "e4m3fn", "row", "row")
+    return REBASED
+
+
+def in_words(cast: Cast) -> bool:
+    """Whether whole words of codes lie under one scale, as the passes that decode a matrix read them."""
+    return cast.format.bits in (4, 6, 8) and cast.tile.cols > 0 and cast.tile.cols % 8 == 0
 
 
 def significant(cast: Cast) -> int:

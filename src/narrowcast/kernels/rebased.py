@@ -24,7 +24,7 @@ from torch import Tensor
 
 from narrowcast.formats import format, unpack
 from narrowcast.kernels.gemm import gemm as multiplied
-from narrowcast.kernels.plan import Plan
+from narrowcast.kernels.plan import REBASED, Plan
 from narrowcast.kernels.shifts import REACH, limits, shifted
 from narrowcast.quantize import QTensor
 from narrowcast.quantize import cast as cast_of
@@ -33,7 +33,6 @@ from narrowcast.scaling import PowerOfTwo
 #: the largest exponent of a row's scale: two of them take no sum out of float32's range where the product stays in it
 SAFE = 60
 SIXTEEN = Plan("bfloat16", "bfloat16", "bfloat16")
-FP8 = Plan("fp8", "e4m3fn", "e4m3fn", "row", "row")
 
 
 class Tables(NamedTuple):
@@ -99,8 +98,8 @@ def rebased(q: QTensor, carrier: str = "e4m3fn", plainly: bool = False) -> tuple
     The second is int32 ``[R]``; where it is not 0 the row is not what it was. One Triton pass on a GPU, unless
     ``plainly``.
     """
-    constant = 4 / 3 if isinstance(q.cast.scale, PowerOfTwo) and q.cast.scale.rule == "four-thirds" else 1.0
-    codes, tile = q.codes, q.cast.tile
+    assert isinstance(q.cast.scale, PowerOfTwo)
+    constant, codes, tile = q.cast.scale.constant, q.codes, q.cast.tile
     scales = q.scales.reshape(q.padded[0] // tile.rows, q.padded[1] // tile.cols).contiguous()
     given = (codes, scales, tables(q.cast.format.name, carrier, codes.device), tile.rows, tile.cols, constant)
     if plainly or codes.device.type != "cuda":
@@ -165,13 +164,13 @@ def settled(a: QTensor, b: QTensor) -> tuple[QTensor, QTensor, Plan] | str:
     """
     (left, first), (right, second) = rebased(a), rebased(b)
     if not _worst(first, second):
-        return left, right, FP8
+        return left, right, REBASED
     if not _worst(second):
         left, first = rebased(a, "e5m2")
-        return (left, right, replace(FP8, a="e5m2")) if not _worst(first) else _miss("left", "e5m2", first)
+        return (left, right, replace(REBASED, a="e5m2")) if not _worst(first) else _miss("left", "e5m2", first)
     if not _worst(first):
         right, second = rebased(b, "e5m2")
-        return (left, right, replace(FP8, b="e5m2")) if not _worst(second) else _miss("right", "e5m2", second)
+        return (left, right, replace(REBASED, b="e5m2")) if not _worst(second) else _miss("right", "e5m2", second)
     return _miss("left", "e4m3fn", first)
 
 
@@ -208,13 +207,13 @@ def product(a: QTensor, b: QTensor, out: torch.dtype, alpha: float) -> Tensor | 
         with torch.cuda.device_of(a.codes):
             answer.copy_(torch.cat([first, second]).amax(), non_blocking=True)
             known.record()
-            y = multiplied(left, right, FP8, out, alpha, inside=True)
+            y = multiplied(left, right, REBASED, out, alpha, inside=True)
             known.synchronize()
         if not int(answer):
             return y
         del y
     found = settled(a, b)
-    (_MISSED.discard if not isinstance(found, str) and found[2] == FP8 else _MISSED.add)(key)
+    (_MISSED.discard if not isinstance(found, str) and found[2] == REBASED else _MISSED.add)(key)
     return found if isinstance(found, str) else multiplied(*found, out, alpha, inside=True)
 
 
@@ -259,17 +258,8 @@ def _rebased_gemm(
 
 
 @_rebased_gemm.register_fake
-def _(
-    a: Tensor,
-    scales_a: Tensor,
-    b: Tensor,
-    scales_b: Tensor,
-    cast_a: str,
-    cast_b: str,
-    out: torch.dtype,
-    alpha: float,
-    least: int,
-) -> Tensor:
+def _(a: Tensor, scales_a: object, b: Tensor, scales_b: object, cast_a: str, cast_b: str, out: torch.dtype,
+      *_: object) -> Tensor:  # fmt: skip
     return a.new_empty(a.shape[0], b.shape[0], dtype=out)
 
 

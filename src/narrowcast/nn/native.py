@@ -21,15 +21,13 @@ from narrowcast.backend import Choice, choose
 from narrowcast.kernels.plan import Plan
 from narrowcast.nn.context import Context, Gradients, in_dtype, own_precision, reused
 from narrowcast.nn.saved import Kept, again, form_of, tensors_of
-from narrowcast.nn.spec import LinearSpec
+from narrowcast.nn.spec import OPERANDS, PAIRS, LinearSpec
 from narrowcast.ops import Gemm, Reuse, matmul, split
 from narrowcast.passes import later
 from narrowcast.quantize import QTensor
 from narrowcast.scaling import advance
 
 GEMMS = ("fwd", "dgrad", "wgrad")
-#: operands that may be reused, and the gemm that casts them first
-_FIRST = {"dgrad.w": "fwd", "wgrad.g": "dgrad", "wgrad.x": "fwd"}
 SIXTEEN_BY_NAME = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # what kernels write besides float32
 SIXTEEN = tuple(SIXTEEN_BY_NAME.values())
 
@@ -64,8 +62,8 @@ def plans(spec: LinearSpec, name: str, device: torch.device, what: str) -> Plans
 
 def _against(spec: LinearSpec, gemm: str, made: dict[str, Choice]) -> str | None:
     """Return what the reuse of codes has against a kernel for ``gemm``, or None."""
-    for label, first in _FIRST.items():
-        operand = spec.operand(label)
+    for label in OPERANDS:
+        operand, first = spec.operand(label), PAIRS[label[-1]][0].split(".")[0]
         if not label.startswith(gemm) or not isinstance(operand, Reuse):
             continue
         tile = spec.cast(label).tile

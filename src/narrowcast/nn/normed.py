@@ -21,14 +21,13 @@ from narrowcast.nn.linear import Linear
 from narrowcast.nn.native import Plans, choices
 from narrowcast.nn.native import _product as product
 from narrowcast.nn.saved import codes_again, form_of, tensors_of
-from narrowcast.nn.spec import OPERANDS, LinearSpec
+from narrowcast.nn.spec import OPERANDS, PAIRS, LinearSpec
 from narrowcast.ops import Reuse, matmul, split
 from narrowcast.passes import How
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import advance
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
-_PAIRS = {"x": ("fwd.x", "wgrad.x"), "w": ("fwd.w", "dgrad.w"), "g": ("dgrad.g", "wgrad.g")}
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Unit:
 
     def casts(self, tensor: str) -> tuple[Cast, Cast | None]:
         """Return how x, w or g is cast, and its transpose; None for the same codes."""
-        first, second = (self.spec.operand(label) for label in _PAIRS[tensor])
+        first, second = (self.spec.operand(label) for label in PAIRS[tensor])
         assert isinstance(first, Cast)
         return first, None if isinstance(second, Reuse) else second
 
@@ -70,7 +69,7 @@ class Unit:
 
     def how(self, tensor: str, layer: Context, what: str) -> How:
         """Return what the pass over x, w or g of a layer is given besides casts: random bits, its history, its name."""
-        first, second = (OPERANDS.index(label) for label in _PAIRS[tensor])
+        first, second = (OPERANDS.index(label) for label in PAIRS[tensor])
         found: How = {"stream": layer.stream(first), "across_stream": layer.stream(second)}
         history, delayed = layer.history, self.casts(tensor)[0].scale.delayed
         if history is not None and delayed is not None:
@@ -248,7 +247,7 @@ def against(spec: LinearSpec) -> str | None:
     """Return what speaks against joining layers of ``spec`` with norm and gate, or None."""
     if any(gemm.transform is not None for gemm in (spec.fwd, spec.dgrad, spec.wgrad)):
         return "a gemm rotates its operands"
-    for first, second in _PAIRS.values():
+    for first, second in PAIRS.values():
         one, other = spec.operand(first), spec.operand(second)
         assert isinstance(one, Cast)
         if isinstance(other, Reuse) and (other.then is not None or one.tile.rows == 1 or one.format.bits != 8):
@@ -267,7 +266,7 @@ def plans_of(layer: Linear, backend: str) -> Plans:
     device, spec = layer.weight.device, layer.spec
     made = choices(spec, backend, device, "norm and gated unit")
     unit = Unit(spec, 0.0, Plans())
-    ready = [choose_both(backend, *unit.casts(t), layer.weight, "norm and gated unit") for t in _PAIRS]
+    ready = [choose_both(backend, *unit.casts(t), layer.weight, "norm and gated unit") for t in PAIRS]
     if any(choice.backend == "emulate" for choice in (*made, *ready)):
         return Plans()
     return Plans(*(choice.plan for choice in made))

@@ -8,6 +8,8 @@ from narrowcast.quantize import Cast
 
 #: label of each operand: (gemm, tensor). x [M, in], w [out, in], g [M, out] = gradient of the output.
 OPERANDS = ("fwd.x", "fwd.w", "dgrad.g", "dgrad.w", "wgrad.g", "wgrad.x")
+#: the two operands of each tensor: its first, and that of its other orientation, which may reuse it
+PAIRS = {"x": ("fwd.x", "wgrad.x"), "w": ("fwd.w", "dgrad.w"), "g": ("dgrad.g", "wgrad.g")}
 WIDE_BITS = 16.0  # a wide tensor kept for backward is a bfloat16 one in real mixed-precision training
 
 
@@ -36,7 +38,7 @@ class LinearSpec:
                 raise InputError(f"remade {tensor!r}: expected 'w', 'x' or both")
             if any(self.cast(label).scale.delayed for label in OPERANDS if label.endswith(tensor)):
                 raise InputError(f"remade {tensor!r}: a scale comes from a history, which may move on; keep the codes")
-        for label in ("fwd.x", "fwd.w", "dgrad.g"):
+        for label, _ in PAIRS.values():
             if isinstance(self.operand(label), Reuse):
                 raise InputError(f"operand {label} cannot reuse a cast: it is the first of its tensor")
         for gemm, tensor in (("fwd", "w"), ("dgrad", "g")):
@@ -45,7 +47,7 @@ class LinearSpec:
         for label in OPERANDS:
             operand, gemm = self.operand(label), getattr(self, label.split(".")[0])
             if isinstance(operand, Reuse) and gemm.accumulator.on_codes:
-                first = getattr(self, {"w": "fwd", "g": "dgrad", "x": "fwd"}[label[-1]])
+                first = getattr(self, PAIRS[label[-1]][0].split(".")[0])
                 if operand.then is not None or not first.accumulator.on_codes:
                     raise InputError(
                         f"operand {label} reuses decoded values, but its gemm's accumulator works on codes; cast it "
@@ -66,8 +68,7 @@ class LinearSpec:
         operand = self.operand(label)
         if isinstance(operand, Cast):
             return operand
-        first = {"w": "fwd.w", "g": "dgrad.g", "x": "fwd.x"}[label.split(".")[1]]
-        return operand.then or self.cast(first)
+        return operand.then or self.cast(PAIRS[label[-1]][0])
 
     def resolved(self, name: str) -> Gemm:
         """Return gemm ``name`` with each operand the cast whose codes it consists of; a shared transform stays."""
@@ -76,7 +77,7 @@ class LinearSpec:
         return replace(gemm, a=self.cast(a), b=self.cast(b))
 
     def _later(self, tensor: str) -> Cast | Reuse:
-        return self.operand("dgrad.w" if tensor == "w" else "wgrad.g")
+        return self.operand(PAIRS[tensor][1])
 
     @property
     def random(self) -> bool:
@@ -97,7 +98,7 @@ class LinearSpec:
         """
         if tensor in self.remade:
             return 0.0
-        label, first = ("wgrad.x", "fwd.x") if tensor == "x" else ("dgrad.w", "fwd.w")
+        first, label = PAIRS[tensor]
         cast = self.cast(first)
         if isinstance(self.operand(label), Reuse):
             return cast.bits_per_element(shape)

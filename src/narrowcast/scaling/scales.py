@@ -194,7 +194,12 @@ class PowerOfTwo(ScaleRule):
     def restore(self, stored: Tensor, tensor: Tensor | None) -> tuple[Tensor, ...]:
         """Decode the powers of two."""
         power = format("e8m0").decode(stored)
-        return (power * torch.tensor(4 / 3),) if self.rule == "four-thirds" else (power,)
+        return (power * torch.tensor(self.constant),) if self.constant != 1.0 else (power,)
+
+    @property
+    def constant(self) -> float:
+        """What multiplies every stored power of two."""
+        return 4 / 3 if self.rule == "four-thirds" else 1.0
 
     @property
     def bits(self) -> int:

@@ -19,7 +19,7 @@ from narrowcast.kernels.plan import Plan
 from narrowcast.nn.context import Context
 from narrowcast.nn.linear import Linear
 from narrowcast.nn.native import GEMMS, choices
-from narrowcast.nn.spec import OPERANDS, LinearSpec
+from narrowcast.nn.spec import OPERANDS, PAIRS, LinearSpec
 from narrowcast.ops import Reuse
 from narrowcast.quantize import QTensor
 from narrowcast.recipes import Recipe, recipe
@@ -31,7 +31,6 @@ from narrowcast.verify.products import check_products
 SHAPES = ((64, 96, 128), (40, 24, 72), (1, 16, 256))  # tokens, outputs, inputs
 SMALL = ((24, 16, 48),)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # of the tensors; the first one for every shape
-_PAIRS = (("fwd.x", "wgrad.x"), ("fwd.w", "dgrad.w"), ("dgrad.g", "wgrad.g"))  # both orientations of each tensor
 
 
 def verify(
@@ -96,7 +95,6 @@ def _codes(
     """Compare every operand that kernels cast, and return what they gave; reused ones turned."""
     x, w, g = tensors
     wide = {"fwd.x": x, "fwd.w": w, "dgrad.g": g, "dgrad.w": w.mT, "wgrad.g": g.mT, "wgrad.x": x.mT}
-    first = {"x": "fwd.x", "w": "fwd.w", "g": "dgrad.g"}
     made: dict[str, QTensor] = {}
     for label in OPERANDS:
         gemm, tensor = label.split(".")
@@ -104,7 +102,7 @@ def _codes(
             continue
         cast = spec.operand(label)
         if isinstance(cast, Reuse):
-            made[label] = backend.transposed(made[first[tensor]])
+            made[label] = backend.transposed(made[PAIRS[tensor][0]])
             continue
         source, stream, history, what = context.ready(
             getattr(spec, gemm), label, cast, wide[label], OPERANDS.index(label) // 2
@@ -112,7 +110,7 @@ def _codes(
         histories = [None if history is None else history.clone() for _ in "ab"]
         made[label] = replace(backend.narrow(cast, source, stream, histories[0], what), shape=tuple(wide[label].shape))
         finding.code(made[label], cast.quantize(source, stream, histories[1], what), f"{label} of {where}")
-    for one, other in _PAIRS:
+    for one, other in PAIRS.values():
         if one in made and other in made:
             for label, found in zip((one, other), context.narrow_both(spec, one, other, wide[one]), strict=True):
                 finding.code(found, made[label], f"{label} with {one} of {where}")

@@ -17,7 +17,7 @@ from narrowcast import passes as plain
 from narrowcast.formats import Stream
 from narrowcast.nn.gated import Gated
 from narrowcast.nn.norm import Norms
-from narrowcast.nn.spec import LinearSpec
+from narrowcast.nn.spec import PAIRS, LinearSpec
 from narrowcast.ops import Reuse
 from narrowcast.passes import How
 from narrowcast.quantize import Cast, QTensor
@@ -30,7 +30,6 @@ from narrowcast.verify.inputs import INPUTS
 CASES = (((128, 256), torch.bfloat16), ((128, 256), torch.float32), ((37, 72), torch.bfloat16))
 SMALL = (((24, 48), torch.bfloat16),)
 EPS = 1e-5
-_PAIRS = {"x": ("fwd.x", "wgrad.x"), "g": ("dgrad.g", "wgrad.g")}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def check_fused(finding: Finding, recipe: Recipe, sources: Sources, where: str) 
 
 def pair(spec: LinearSpec, tensor: str) -> tuple[Cast, Cast | None] | None:
     """Return how ``x`` or ``g`` is cast, and its transpose (None: the same codes); None where passes cannot."""
-    first, second = _PAIRS[tensor]
+    first, second = PAIRS[tensor]
     one, other = spec.operand(first), spec.operand(second)
     assert isinstance(one, Cast)
     gemms = [getattr(spec, label.split(".")[0]) for label in (first, second)]
