@@ -1,15 +1,7 @@
-"""The training step that `train_gpu` times: a few layers of a Llama, under a recipe, a peer's, or none.
+"""The training step that `train_gpu` times: a few layers of a Llama, under a recipe, a peer's, or none."""
 
-python -m bench.step ATTENTION LAYERS NAME...     compiles each, one after another, for the caches on disk
-"""
-
-import gc
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +10,6 @@ from torch import Tensor, nn
 import narrowcast as nc
 from narrowcast.attend import attend
 
-ROOT = Path(__file__).parent.parent
 #: every variant's; or else a layer's buffers are kept for the next layer, through attention's backward pass
 COMPILED = {"allow_buffer_reuse": False}
 
@@ -123,29 +114,3 @@ def variant(
     elif name != "bf16":
         gemms = nc.convert(model, name, backend=backend).narrow[0].gemms
     return model, step_of(model, sizes, compiled, device), gemms
-
-
-def warm(names: list[str], workers: int, sizes: Sizes, attention: str) -> None:
-    """Compile ``names`` in processes side by side: the caches on disk then serve this one. What fails is said later."""
-    paths = [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-W", "ignore", "-m", "bench.step", attention, str(sizes.layers)]
-    lots = [names[i::workers] for i in range(min(workers, len(names)))]
-    for child in [subprocess.Popen([*command, *lot], env=environment, cwd=ROOT) for lot in lots]:
-        child.wait()
-
-
-def main(attention: str, layers: str, *names: str) -> None:
-    """Take one step of each variant, compiled."""
-    for name in names:
-        torch._dynamo.reset()
-        try:
-            variant(name, replace(SIZES, layers=int(layers)), attention, True)[1]()
-        except Exception as error:  # the run that follows says what is wrong
-            print(f"not compiled beforehand: {name}: {str(error).splitlines()[0]}", flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

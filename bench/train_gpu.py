@@ -1,7 +1,6 @@
 """A training step on a GPU beside its peers: four Llama-8B layers, forward and backward, compiled, in one run.
 
-    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--attention ...] [--explain]
-                                  [--workers N] [--out DIR]
+    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--attention ...] [--explain] [--out DIR]
 
 Layers of 4096 wide, 14336 in the gated unit, 32 heads and 8 of keys, 4 x 4096 tokens, bfloat16, weights included.
 Attention is the same in every variant, bf16 and peers too: the fastest of those that can run here (cuDNN,
@@ -27,7 +26,7 @@ import torch
 from bench.attention_gpu import Shape, fastest, measure
 from bench.explain import explain
 from bench.gpu import captured, peak, ratio, rounds, shares, slowest
-from bench.step import SIZES, Sizes, variant, warm
+from bench.step import SIZES, Sizes, variant
 from torch import Tensor, nn
 
 from narrowcast.errors import CheckFailed, InputError
@@ -36,9 +35,8 @@ from narrowcast.io import versions
 WRONG = 0.5  # `distance` of an output or a gradient from bf16's that no rounding explains
 RESULTS = Path(__file__).parent / "results"
 RECIPES = (
-    "fp8-tensorwise,fp8-tensorwise@hopper-fp8,fp8-delayed,fp8-delayed@hopper-fp8+joined,fp8-rowwise,fp8-rowwise@hopper-fp8,"
-    "fp8-rowwise@hopper-fp8+joined,fp8-block,fp8-block+joined,fp8-hybrid,fp8-static@hopper-fp8,"
-    "fp8-static@hopper-fp8+joined,fp8-smooth-swiglu+joined,fp8-coat"
+    "fp8-tensorwise,fp8-tensorwise@hopper-fp8+joined,fp8-delayed@hopper-fp8+joined,fp8-static@hopper-fp8+joined,"
+    "fp8-smooth-swiglu+joined,fp8-rowwise,fp8-rowwise@hopper-fp8+joined,fp8-block+joined,fp8-hybrid,fp8-coat"
 )
 STEPS = 4  # one after the other, as training takes them
 PEERS = "tensorwise,rowwise,rowwise_with_gw_hp"
@@ -111,9 +109,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--attention", default="auto", choices=("auto", "cudnn", "flash", "flash4"))
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--layers", type=int, default=SIZES.layers)
-    parser.add_argument(
-        "--workers", type=int, default=4, help="processes that compile beforehand, 18 GiB each (0: none)"
-    )
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--explain", action="store_true", help="say for each layer why it is faster or is not")
     parser.add_argument("--launched", action="store_true", help="kernel by kernel, without CUDA graphs")
@@ -125,8 +120,6 @@ def main(arguments: list[str]) -> None:
     recipes = [n for n in options.recipes.split(",") if n]
     names = ["bf16", *recipes, *(f"torchao {n}" for n in options.peers.split(",") if n)]
     runs = attention(sizes, options.attention)
-    if options.workers and not options.eager:
-        warm(names, options.workers, sizes, runs["kind"])
     built = build(names, sizes, runs["kind"], not options.eager, options.launched)
     variants = {name: pair for name, pair in built.items() if pair[0] is not None}
     times = rounds({name: step for name, (step, _) in variants.items()}, options.rounds, times=STEPS)

@@ -21,7 +21,7 @@ from narrowcast.formats import Stream
 from narrowcast.formats.lookup import constant
 from narrowcast.kernels.plan import BLOCKS, Plan, ours
 from narrowcast.kernels.plan import plan as plan_of
-from narrowcast.ops import Gemm
+from narrowcast.ops import Gemm, operand
 from narrowcast.passes import How, Two
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
@@ -253,7 +253,7 @@ def narrow_both(
     from narrowcast.kernels.passes import quantize_both as both  # by name: compiled code follows no import_module
 
     one, two = both(x, first, second, **how)
-    return one, replace(two, axis=-1)
+    return one, operand(two)
 
 
 def gemm(a: QTensor, b: QTensor, plan: Plan, out: torch.dtype, alpha: float = 1.0) -> Tensor:

@@ -74,7 +74,9 @@ def launch(
     make = Producer(kind, line is not None)
     first, second = _side(cast.spelling, x.device), None if across is None else _side(across.spelling, x.device)
     sides = (first,) if second is None else (first, second)
-    chosen = chosen or knobs(kind, max(s.run for s in sides), any(s.R.random for s in sides[1:]))
+    chosen = chosen or knobs(
+        kind, max(s.run for s in sides), tuple(s.tile for s in sides), any(s.R.random for s in sides[1:])
+    )
     made_shape = make.shape((x.shape[0], x.shape[1]))
     shape, sizes = (made_shape[0], x.shape[1]), Shape.of(made_shape, cast, across)
     outs = outs or empty(x, kind, cast.spelling, across.spelling if across is not None else "")

@@ -251,18 +251,21 @@ MADE = {
     "swiglu-backward": Knobs(32, 128, 8, 4),
     "gelu-backward": Knobs(32, 128, 8, 4),
 }
+#: the same where a side has a scale for every line: of 32 rows, blocks of gradients took half as long again
+LINES = {"swiglu-backward": Knobs(64, 64, 8, 4), "gelu-backward": Knobs()}
 
 
-def knobs(kind: str, run: int, draws: bool = False) -> Knobs:
+def knobs(kind: str, run: int, tiles: tuple[str, ...], draws: bool = False) -> Knobs:
     """Return the knobs for a pass over what a `Producer` of this kind makes, under tiles of up to ``run`` elements.
 
     As measured on an H100 (`bench/passes_gpu.py`). A program holds a tile whole: 128 x 128 elements where it must, 64
     to a thread; at 128 registers a thread two programs fit on a multiprocessor, and one waits while the other computes.
-    Random bits for the transpose (``draws``) come for eight rows at a time.
+    ``tiles``: of the sides (`Side.tile`). Random bits for the transpose (``draws``) come for eight rows at a time.
     """
     if run > 64:
         return Knobs(rows=4 if not draws else 8, registers=128)
-    chosen = MADE.get(kind, Knobs())
+    made = MADE | LINES if "line" in tiles else MADE
+    chosen = made.get(kind, Knobs())
     return chosen if chosen.height >= run else replace(chosen, height=run, warps=8)
 
 

@@ -55,6 +55,11 @@ def reused(first: Operand, gemm: Gemm, count: int) -> Operand:
     return tensor_of(first)[:, :count]
 
 
+def _cut(q: QTensor, shape: tuple[int, ...]) -> QTensor:
+    """Return ``q`` as of ``shape``: what was padded before the cast is cut with the rest."""
+    return q if q.shape == shape else replace(q, shape=shape)
+
+
 @dataclass(frozen=True)
 class Context:
     """Name, keys of random bits, step and histories of one layer, and what multiplies its three products."""
@@ -65,6 +70,10 @@ class Context:
     step: Tensor | None
     history: Tensor | None
     alpha: float = 1.0
+
+    def at(self, step: Tensor) -> "Context":
+        """Return the same at the step that the forward pass saw."""
+        return replace(self, step=step)
 
     def stream(self, number: int) -> Stream | None:
         """Return the stream of operand (or shared transform) ``number`` of this layer."""
@@ -87,7 +96,7 @@ class Context:
         assert isinstance(operand, Cast)
         gemm = (spec.fwd, spec.dgrad, spec.wgrad)[position]
         made = backend.narrow(operand, *self.ready(gemm, label, operand, wide, position))
-        return replace(made, shape=tuple(wide.shape))  # what was padded before the cast is cut with the rest
+        return _cut(made, tuple(wide.shape))
 
     def narrow_both(
         self, spec: LinearSpec, first: str, second: str, wide: Tensor, **how: Unpack[How]
@@ -119,7 +128,7 @@ class Context:
             return one, self.narrow(spec, second, wide.mT) if isinstance(other, Cast) else backend.transposed(one)
         one, two = made
         shape = tuple(wide.shape)
-        return replace(one, shape=shape), replace(two, shape=shape[::-1])
+        return _cut(one, shape), _cut(two, shape[::-1])
 
     def operand(self, spec: LinearSpec, label: str, wide: Tensor, first: Operand | None) -> tuple[Tensor, Operand]:
         """Return (source, result) of operand ``label``, from ``wide``, or from ``first`` (`reused`) where it reuses."""

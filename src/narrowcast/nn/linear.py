@@ -62,7 +62,7 @@ class _Linear(torch.autograd.Function):
         saved = list(ctx.saved_tensors)
         spec: LinearSpec = ctx.spec
         live: Context = ctx.context
-        context = live if live.step is None else replace(live, step=saved.pop(0))
+        context = live if live.step is None else live.at(saved.pop(0))
         x, w = again(saved[: ctx.split], ctx.forms[0]), again(saved[ctx.split :], ctx.forms[1])
         assert not isinstance(x, QTensor)
         assert not isinstance(w, QTensor)

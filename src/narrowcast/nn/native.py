@@ -104,8 +104,7 @@ class NativeLinear(torch.autograd.Function):
         spec: LinearSpec = ctx.spec
         live: Context = ctx.context
         saved = list(ctx.saved_tensors)
-        step = saved.pop() if live.step is not None else None
-        context = replace(live, step=step)
+        context = live if live.step is None else live.at(saved.pop())
         x, w = again(saved[: ctx.split], ctx.forms[0]), again(saved[ctx.split :], ctx.forms[1])
         needs_x, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         along, across = _gradients(context, spec, ctx.how, g, needs_x, needs_w)

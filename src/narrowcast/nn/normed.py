@@ -22,7 +22,7 @@ from narrowcast.nn.native import Plans, choices
 from narrowcast.nn.native import _product as product
 from narrowcast.nn.saved import codes_again, form_of, tensors_of
 from narrowcast.nn.spec import OPERANDS, PAIRS, LinearSpec
-from narrowcast.ops import Reuse, matmul, split
+from narrowcast.ops import Reuse, matmul, operand, split
 from narrowcast.passes import How
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import advance
@@ -60,7 +60,7 @@ class Unit:
     def product(self, name: str, a: QTensor, b: QTensor, dtype: torch.dtype, alpha: float = 1.0) -> Tensor:
         """Return ``alpha`` times gemm ``name`` of two operands, in ``dtype``."""
         plan = getattr(self.plans, name)
-        a, b = replace(a, axis=-1), replace(b, axis=-1)
+        a, b = operand(a), operand(b)
         if plan is not None:
             return product(a, b, self.spec, name, plan, alpha, dtype)
         gemm = getattr(self.spec, name)
@@ -116,9 +116,11 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     @own_precision
     def backward(ctx: Any, g: Tensor) -> Gradients:
-        x, norm, inverse, both, scale, *codes = ctx.saved_tensors
-        one, two = (replace(layer, step=None if layer.step is None else codes.pop(0)) for layer in ctx.layers)
-        xt, zt, wt, dt = codes_again(codes, ctx.forms)
+        saved = list(ctx.saved_tensors)  # what a star unpacks is a tuple to torch 2.11's compiler
+        x, norm, inverse, both, scale = saved[:5]
+        steps = [layer.step is not None for layer in ctx.layers]
+        one, two = (layer.at(saved.pop(5)) if has else layer for layer, has in zip(ctx.layers, steps, strict=True))
+        xt, zt, wt, dt = codes_again(saved[5:], ctx.forms)
         unit: Unit = ctx.unit
         run, cast = unit.passes, unit.casts("g")
         if scale is not None:

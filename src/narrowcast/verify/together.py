@@ -13,7 +13,7 @@ from narrowcast.verify.checks import SHAPES, SMALL, verify
 from narrowcast.verify.finding import Finding
 from narrowcast.verify.states import OptimizerFinding, verify_optimizer
 
-PROCESSES = 4
+MEMORY = 4 << 30  # bytes of the machine's memory that a process may come to use: torch, and a compiler
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ def verify_all(
         device: where the kernels run; a CPU under TRITON_INTERPRET=1.
         seed: of the inputs and the random bits.
         quick: one small shape.
-        processes: that work side by side; None for up to four on a GPU, and this one alone on a CPU.
+        processes: that work side by side; None for `_side_by_side` on a GPU, and this one alone on a CPU.
         note: called with the name of each as it is done.
     """
     jobs = [Job("recipe", name, str(device), seed, quick) for name in names]
     jobs += [Job("optimizer", name, str(device), seed, quick) for name in states]
     if processes is None:
-        processes = min(PROCESSES, len(jobs), (os.cpu_count() or 2) // 2) if device.type == "cuda" else 1
+        processes = _side_by_side(len(jobs)) if device.type == "cuda" else 1
     found = []
     if processes > 1:
         with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
@@ -74,3 +74,9 @@ def verify_all(
             note(job.name)
     recipes = [finding for lot in found if isinstance(lot, list) for finding in lot]
     return recipes, [finding for finding in found if isinstance(finding, OptimizerFinding)]
+
+
+def _side_by_side(jobs: int) -> int:
+    """Return how many processes work at a time: one a core, of which one is left, as far as memory lasts."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(jobs, (os.cpu_count() or 2) - 1, memory // MEMORY))
