@@ -35,13 +35,24 @@ class Block(nn.Module):
 
     def __init__(self, sizes: Sizes, attention: str) -> None:
         super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = (nn.RMSNorm(sizes.width, eps=1e-5) for _ in "ip")
+        self.self_attn, self.mlp = Attention(sizes, attention), Gated(sizes.width, sizes.gated)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x))
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Attention(nn.Module):
+    """Llama's, with rotated queries and keys."""
+
+    def __init__(self, sizes: Sizes, attention: str) -> None:
+        super().__init__()
         width = sizes.width
         self.size, self.attention = width // sizes.heads, attention
         small = sizes.keys * self.size
-        self.input_layernorm, self.post_attention_layernorm = (nn.RMSNorm(width, eps=1e-5) for _ in "ip")
         self.q_proj, self.o_proj = (nn.Linear(width, width, bias=False) for _ in "qo")
         self.k_proj, self.v_proj = (nn.Linear(width, small, bias=False) for _ in "kv")
-        self.mlp = Gated(width, sizes.gated)
         angle = torch.arange(sizes.context)[:, None] / 5e5 ** (torch.arange(0, self.size, 2) / self.size)
         self.register_buffer("cos", angle.cos())
         self.register_buffer("sin", angle.sin())
@@ -50,13 +61,11 @@ class Block(nn.Module):
         a, b = x.chunk(2, -1)
         return torch.cat([a * self.cos - b * self.sin, b * self.cos + a * self.sin], -1).to(x.dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.input_layernorm(x)
-        shape = (*x.shape[:2], -1, self.size)
+    def forward(self, normed: Tensor) -> Tensor:
+        shape = (*normed.shape[:2], -1, self.size)
         q, k, v = (p(normed).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         y = attend(self.rotate(q), self.rotate(k), v, kind=self.attention)
-        x = x + self.o_proj(y.transpose(1, 2).reshape(x.shape))
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return self.o_proj(y.transpose(1, 2).reshape(normed.shape))
 
 
 class Gated(nn.Module):
@@ -99,7 +108,7 @@ def step_of(model: nn.Sequential, sizes: Sizes, compiled: bool, device: str) -> 
         y = run(x)
         y.backward(g)
         gradient, x.grad = x.grad, None
-        return y.detach(), gradient, model[0].q_proj.weight.grad
+        return y.detach(), gradient, model[0].self_attn.q_proj.weight.grad
 
     return step
 

@@ -14,6 +14,7 @@ from narrowcast.nn.context import Context
 from narrowcast.nn.linear import Linear
 from narrowcast.nn.native import Plans
 from narrowcast.nn.normed import NormedGate, NormedGates, Unit, _Normed
+from narrowcast.nn.qkv import NormedQKV
 from narrowcast.nn.spec import LinearSpec
 from narrowcast.ops import WIDE, Gemm
 from narrowcast.recipes import recipe
@@ -124,8 +125,12 @@ def test_histories_advance_as_apart_and_recomputation_sees_the_same(recipe):
         assert (one - two).abs().max() < 0.05 * one.max(), layer
         one, two, three = (getattr(unit, layer).step for unit in of)
         assert one == two == three == (3 if "smooth" in recipe else None)
-    assert (of[0].gate_proj.history[0] - of[1].gate_proj.history[0]).abs().max() < 1e-5  # x
     assert not of[1].up_proj.history.any()
+    heads = [model.model.layers[0].self_attn for model in (apart, joined)]
+    one, two = (unit.q_proj.history[0] for unit in heads)
+    assert (one - two).abs().max() < 1e-5  # x
+    assert (heads[1].q_proj.history[2, 1:4] > 0).all()
+    assert not heads[1].k_proj.history.any()
 
 
 @pytest.mark.parametrize("name", ["fp32+joined", "mxfp4-rht-sr+joined", "fp8-coat+joined"])
@@ -137,8 +142,8 @@ def test_recipes_that_cannot_be_joined_say_why(name):
 def test_a_joined_recipe_is_spelled_as_it_is_made():
     found = nc.recipe("fp8-rowwise@hopper-fp8+joined+fp8-adam")
     assert (found.name, found.optimizer) == ("fp8-rowwise@hopper-fp8+joined+fp8-adam", "fp8-adam")
-    assert found.changes == (NormedGates(),)
-    assert nc.recipe("fp8-smooth-swiglu+joined").changes == (NormedGates(smooth=True),)
+    assert found.changes == (NormedGates(), NormedQKV())
+    assert nc.recipe("fp8-smooth-swiglu+joined").changes == (NormedGates(smooth=True), NormedQKV())
 
 
 def test_what_cannot_be_joined_is_refused():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrowcast.backend import choose_both, passes
@@ -28,6 +29,7 @@ from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import advance
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,9 @@ class _Normed(torch.autograd.Function):
 class Passing(nn.Module):
     """A norm whose work another module does: it keeps the weight under its name, and passes ``x`` on."""
 
-    def __init__(self, source: nn.Module, eps: float) -> None:
+    def __init__(self, source: nn.Module) -> None:
         super().__init__()
-        self.weight, self.eps = source.weight, eps
+        self.weight, self.eps = source.weight, eps_of(source)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``."""
@@ -211,17 +213,17 @@ class NormedGates(Change):
         norm, unit = getattr(module, self.norm, None), getattr(module, self.unit, None)
         if norm is None or unit is None or not type(norm).__name__.endswith("RMSNorm"):
             return None
-        layers = [getattr(unit, part, None) for part in _PARTS]
+        layers: list[Any] = [getattr(unit, part, None) for part in _PARTS]
         first = layers[0]
         if not isinstance(first, Linear):
             return None
-        why = _unlike(layers, first.spec) or against(first.spec) or _gate(unit)
+        why = unlike(layers) or against(first.spec) or _gate(unit) or other_block(module, norm)
+        if not why and any(layer.bias is not None for layer in layers):
+            why = "a layer has a bias"
         if why:
             raise InputError(f"block {name!r}: norm and gated unit cannot be one: {why}")
-        eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
-        eps = float(eps or torch.finfo(torch.float32).eps)
-        made = Unit(first.spec, eps, plans_of(first, backend), self.smooth)
-        passing = Passing(norm, eps)
+        passing = Passing(norm)
+        made = Unit(first.spec, passing.eps, plans_of(first, backend), self.smooth)
         setattr(module, self.norm, passing)
         setattr(module, self.unit, NormedGate(unit, passing, made, backend).train(unit.training))
         return module
@@ -235,14 +237,33 @@ class NormedGates(Change):
         return f"norm and {'Smooth-SwiGLU' if self.smooth else 'SwiGLU'} in one with their casts"
 
 
-def _unlike(layers: list[Any], spec: LinearSpec) -> str | None:
-    if any(not isinstance(layer, Linear) or layer.spec != spec for layer in layers):
+def unlike(layers: list[Any]) -> str | None:
+    """Return what stands against layers as one of more outputs (a last one that follows aside), or None."""
+    first = layers[0]
+    if any(not isinstance(layer, Linear) or layer.spec != first.spec for layer in layers):
         return "its three layers are not narrowed alike"
-    if layers[0].alpha != layers[1].alpha:
-        return "gate and up have different factors"
-    if any(layer.bias is not None for layer in layers):
-        return "a layer has a bias"
-    return None
+    same = [layer for layer in layers if layer.in_features == first.in_features]
+    return "layers of one input have different factors" if len({layer.alpha for layer in same}) > 1 else None
+
+
+def other_block(block: nn.Module, norm: nn.Module) -> str | None:
+    """Return why the norms of ``block`` do not stand as Llama's, each before the one unit that it feeds, or None."""
+    others = [name for name, _ in block.named_children() if name.endswith("norm") and name not in _NORMS]
+    if others:
+        return f"the block has another norm, {others[0]}"
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    x = torch.linspace(-2, 3, len(weight), device=weight.device).to(weight.dtype)
+    with torch.no_grad():
+        found, plain = norm(x[None])[0].float(), F.rms_norm(x.float(), x.shape, weight.float(), eps_of(norm))
+    near = (found - plain).norm() <= 0.02 * plain.norm()
+    return None if bool(near) else f"{type(norm).__name__} is not x / rms(x) times its weight"
+
+
+def eps_of(norm: nn.Module) -> float:
+    """Return what a norm adds to the mean square."""
+    eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
+    return float(eps or torch.finfo(torch.float32).eps)
 
 
 def against(spec: LinearSpec) -> str | None:
@@ -263,12 +284,12 @@ def _gate(unit: nn.Module) -> str | None:
     return None if "silu" in type(getattr(unit, "act_fn", None)).__name__.lower() else "its gate is not SiLU"
 
 
-def plans_of(layer: Linear, backend: str) -> Plans:
+def plans_of(layer: Linear, backend: str, what: str = "norm and gated unit") -> Plans:
     """Return how the gemms run: natively where all three and all passes do, else emulated."""
     device, spec = layer.weight.device, layer.spec
-    made = choices(spec, backend, device, "norm and gated unit")
+    made = choices(spec, backend, device, what)
     unit = Unit(spec, 0.0, Plans())
-    ready = [choose_both(backend, *unit.casts(t), layer.weight, "norm and gated unit") for t in PAIRS]
+    ready = [choose_both(backend, *unit.casts(t), layer.weight, what) for t in PAIRS]
     if any(choice.backend == "emulate" for choice in (*made, *ready)):
         return Plans()
     return Plans(*(choice.plan for choice in made))

@@ -11,6 +11,7 @@ from narrowcast.nn.change import Change
 from narrowcast.nn.convert import KEEP_WIDE, Conversion, convert_linears
 from narrowcast.nn.gated import Gated
 from narrowcast.nn.normed import NormedGates, against
+from narrowcast.nn.qkv import NormedQKV
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.nn.unit import UnitVariance
 from narrowcast.ops import Reuse
@@ -74,10 +75,11 @@ class Recipe:
         return replace(self, name=f"{self.name}+{name}", summary=summary, paper=paper, optimizer=name)
 
     def joined(self) -> "Recipe":
-        """Return this recipe with norm and gated unit of every block in one with their casts (`nn.normed`).
+        """Return this recipe with each norm of a block in one with what it feeds, and with the casts between.
 
-        The same numbers but for the scales that gate and up then share, less memory traffic. InputError where gated
-        units are kept otherwise, or gemms cannot be joined.
+        That is the gated unit (`nn.normed`) and the projections of attention (`nn.qkv`). The same numbers but for the
+        scales that gate and up, and q, k and v, then share; less memory traffic. InputError where gated units are kept
+        otherwise, or gemms cannot be joined.
         """
         gates = [change for change in self.changes if isinstance(change, Gated)]
         why = "it has no narrow gemms" if self.linear is None else against(self.linear)
@@ -86,8 +88,8 @@ class Recipe:
         if why:
             raise InputError(f"recipe {self.name} cannot have norm and gated unit joined: {why}")
         others = tuple(change for change in self.changes if change not in gates)
-        changes = (*others, NormedGates(smooth=any(gate.smooth for gate in gates)))
-        summary = f"{self.summary}; norm and gated unit in one"
+        changes = (*others, NormedGates(smooth=any(gate.smooth for gate in gates)), NormedQKV())
+        summary = f"{self.summary}; norms in one with gated unit and with q, k, v"
         return replace(self, name=f"{self.name}+{JOINED}", summary=summary, changes=changes)
 
     def with_accumulator(self, name: str) -> "Recipe":
