@@ -70,7 +70,7 @@ def pair(spec: LinearSpec, tensor: str) -> tuple[Cast, Cast | None] | None:
     one, other = spec.operand(first), spec.operand(second)
     assert isinstance(one, Cast)
     gemms = [getattr(spec, label.split(".")[0]) for label in (first, second)]
-    if any(gemm.transform is not None or gemm.accumulator.on_codes for gemm in gemms):
+    if any(gemm.transform is not None for gemm in gemms):
         return None
     if isinstance(other, Reuse):
         return (one, None) if other.then is None and one.tile.rows == one.tile.cols else None
