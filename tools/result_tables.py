@@ -1,6 +1,7 @@
 """Tables of README.md from committed results of quantized models and of kernels."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 
@@ -63,6 +64,9 @@ def optimizer_table(report: dict[str, Any]) -> str:
 PARTS = ("gemm", "attention", "cast", "norm and gate", "elementwise", "gaps")
 
 
+ATTENTION = {"flash4": "FlashAttention-4", "cudnn": "cuDNN", "flash": "FlashAttention-2"}
+
+
 def step_table(report: dict[str, Any]) -> str:
     """Return a training step's time, memory and where the time goes, under each recipe and each of the peer's."""
     rows = [("", "ms", "over bf16", "memory, GiB", "bf16's over it", *(f"{part}, ms" for part in PARTS))]
@@ -74,9 +78,9 @@ def step_table(report: dict[str, Any]) -> str:
         )  # fmt: skip
     ran, sizes = report["machine"], report["sizes"]
     runs = report.get("attention")  # files older than the choice have cuDNN's
-    attention = f"attention by {runs['kind']} in all" if runs else "attention by cuDNN in all"
+    attention = f"attention by {ATTENTION[runs['kind'] if runs else 'cudnn']} in all"
     any_joined = any("+joined" in name for name in report["variants"])
-    joined = "`+joined` has norm and gate in one with their casts. " if any_joined else ""
+    joined = "`+joined` has norms in one with what they feed. " if any_joined else ""
     note = (
         f"{sizes['layers']} layers of Llama-8B ({sizes['width']} wide, {sizes['gated']} gated), {sizes['batch']} x {sizes['context']} "
         f"tokens, forward and backward, {attention}, compiled, each in a CUDA graph, interleaved, medians of {report['rounds']} rounds: {ran['gpu']}, torch "
@@ -89,11 +93,10 @@ def step_table(report: dict[str, Any]) -> str:
 
 def attention_table(report: dict[str, Any]) -> str:
     """Return milliseconds of one layer's attention, forward and backward, by each kernel that ran."""
-    names = {"flash4": "FlashAttention-4", "cudnn": "cuDNN", "flash": "FlashAttention-2"}
-    rows = [("forward and backward, ms", "batch x heads/keys x tokens x size", *names.values())]
+    rows = [("forward and backward, ms", "batch x heads/keys x tokens x size", *ATTENTION.values())]
     for row in report["rows"]:
         shape = f"{row['batch']} x {row['heads']}/{row['keys']} x {row['tokens']} x {row['size']}"
-        times = (row["kernels"].get(name, {}).get("ms") for name in names)
+        times = (row["kernels"].get(name, {}).get("ms") for name in ATTENTION)
         what = f"{row['what']}, bits repeat" if row["repeatable"] else row["what"]
         rows.append((what, shape, *("" if ms is None else f"{ms:.2f}" for ms in times)))
     ran = report["machine"]
@@ -105,17 +108,28 @@ def attention_table(report: dict[str, Any]) -> str:
 
 
 def gemm_table(report: dict[str, Any]) -> str:
-    """Return TFLOP/s of the library's products by scales and shape."""
+    """Return TFLOP/s of products by scales and shape: the library's and ours, and those of MXFP4 with what comes first."""
     shapes = report["tflops"]
     kinds = list(next(iter(shapes.values())))
-    rows = [("M x N x K", *kinds)]
-    rows += [(shape, *(f"{found[kind]:.0f}" for kind in kinds)) for shape, found in shapes.items()]
+
+    def table(names: list[str], short: Callable[[str], str]) -> str:
+        rows = [("M x N x K", *map(short, names))]
+        rows += [(shape, *(f"{found[kind]:.0f}" for kind in names)) for shape, found in shapes.items()]
+        return markdown(rows)
+
+    tables = [table([k for k in kinds if "mxfp4" not in k], str)]
+    micro = [k for k in kinds if k.startswith("mxfp4") and not k.endswith("called")]
+    if micro:
+        tables += [
+            "MXFP4, exactly on FP8 units or in bfloat16, each alone and with the passes that make its operands ready:",
+            table(micro, lambda name: name.removeprefix("mxfp4 ")),
+        ]
     ran = report["machine"]
     note = (
-        f"TFLOP/s of the product alone, in one run: {ran['gpu']}, torch {ran['torch']}, {ran['date']}; all figures in "
+        f"TFLOP/s, in one run: {ran['gpu']}, torch {ran['torch']}, {ran['date']}; all figures in "
         "`bench/results/gemm-cuda.json`, written by `./dev bench gemm`."
     )
-    return f"{markdown(rows)}\n\n{note}"
+    return "\n\n".join([*tables, note])
 
 
 PASSES = (
