@@ -23,6 +23,7 @@ from narrowcast.accumulate import Accumulator, Codes, accumulator
 from narrowcast.errors import CheckFailed
 from narrowcast.io import versions
 from narrowcast.kernels.plan import BLOCKS, OURS, Plan
+from narrowcast.names import dtype_name
 from narrowcast.quantize import cast
 from narrowcast.verify.sums import ORDERS, in_order
 
@@ -163,7 +164,7 @@ def all_wide() -> dict[str, Any]:
     """Return `wide` of both types, some sizes and depths."""
     result: dict[str, Any] = {}
     for dtype in (torch.bfloat16, torch.float16):
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         for size in (128, 1024, 4096):
             for depth in (16, 64, 256, 1024, 4096):
                 models = MODELS16 if size == 128 else MODELS16[:1]

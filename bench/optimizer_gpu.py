@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from narrowcast.names import dtype_name
 from narrowcast.optim import NarrowOptimizer, method, optimizers
 
 RESULTS = Path(__file__).parent / "results"
@@ -102,7 +103,7 @@ def contestants(shapes: list[tuple[int, ...]]) -> dict[str, tuple[torch.optim.Op
     for states in optimizers():
         for dtype in (torch.bfloat16, torch.float32):
             opt = NarrowOptimizer(tensors(shapes, dtype), states, **NUMBERS, backend="native")
-            name = f"{states}, {str(dtype).removeprefix('torch.')} parameters"
+            name = f"{states}, {dtype_name(dtype)} parameters"
             found[name] = opt, opt.nbytes / count, moved(states, count, dtype)
     return found
 

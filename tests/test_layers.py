@@ -12,6 +12,7 @@ SOURCE = Path(narrowcast.__file__).parent
 #: floor of each top-level name of the package; an import goes to a lower floor, or stays within its own package
 FLOORS = {
     "errors": 0,
+    "names": 0,
     "formats": 1,
     "accumulate": 2,
     "presets": 2,
@@ -73,10 +74,10 @@ def complaint(importer: str, target: str) -> str | None:
     """Why a file of unit ``importer`` may not import from unit ``target``, or None."""
     if target in ("", "__version__") and importer in ("cli", "compare", "report", "io", "train"):
         return None  # the version, for output files; read inside functions
-    if importer == target or target == "errors":
+    if importer == target or target in ("errors", "names"):
         return None
     if importer in WING:
-        return f"the side wing imports narrowcast.{target}; it may import narrowcast.errors only"
+        return f"the side wing imports narrowcast.{target}; it may import narrowcast.errors and narrowcast.names only"
     if target in WING:
         return None if FLOORS[importer] >= FLOORS["io"] else f"floor {FLOORS[importer]} imports the side wing"
     if target not in FLOORS:

@@ -33,6 +33,7 @@ WIDTH = 110
 # The floors, bottom up, then the side wing, then what stands beside them.
 ORDER = [
     "errors",
+    "names",
     "formats",
     "accumulate",
     "scaling",

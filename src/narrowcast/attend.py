@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from narrowcast.errors import InputError, nearest
+from narrowcast.names import dtype_name
 
 Capability = tuple[int, int]
 _HALF = (torch.bfloat16, torch.float16)
@@ -83,7 +84,7 @@ class Kernel:
         if not self.first <= s.capability < self.before:
             return f"it runs {self._generations}, and this is sm_{_sm(s.capability)}"
         if s.dtype not in self.dtypes:
-            return f"it takes {', '.join(map(_short, self.dtypes))}, not {_short(s.dtype)}"
+            return f"it takes {', '.join(map(dtype_name, self.dtypes))}, not {dtype_name(s.dtype)}"
         if s.size % 8 or s.size > self.size:
             return f"it takes heads of a multiple of 8 up to {self.size}, not {s.size}"
         if s.masked and not self.masks:
@@ -234,7 +235,3 @@ def _flash4(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) 
 
 def _sm(capability: Capability) -> str:
     return f"{capability[0]}{capability[1]}"
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

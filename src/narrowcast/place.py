@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from narrowcast.attend import Attention, Setting, attend, choose_attention
 from narrowcast.errors import InputError, nearest
 from narrowcast.models.language import causal_by, head_size, not_plain
+from narrowcast.names import dtype_name
 
 DEVICES = ("auto", "cpu", "cuda")
 WIDE = ("auto", "float32", "bfloat16")
@@ -90,7 +91,7 @@ class Place:
 
     def to_json(self) -> dict[str, str]:
         """Return what a run's settings keep: the names that ``auto`` stood for."""
-        return {"device": self.device.type, "wide": str(self.wide).removeprefix("torch.")}
+        return {"device": self.device.type, "wide": dtype_name(self.wide)}
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context of a forward pass."""

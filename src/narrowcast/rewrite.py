@@ -26,6 +26,7 @@ from narrowcast.errors import InputError, nearest
 from narrowcast.formats import Stream
 from narrowcast.io import TensorFile, open_tensors, write_like
 from narrowcast.io.files import replacing
+from narrowcast.names import dtype_name
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
 
@@ -143,7 +144,7 @@ def rewrite(source: Path, target: Path, job: Job, note: Callable[[str], None] = 
 
 def _on_grid(name: str, tensor: Tensor, job: Job) -> tuple[Tensor, Rewritten]:
     row = Rewritten(
-        name, tuple(tensor.shape), _name(tensor), "copied", job.why_copied(name, tensor), bytes=_size(tensor)
+        name, tuple(tensor.shape), dtype_name(tensor.dtype), "copied", job.why_copied(name, tensor), bytes=_size(tensor)
     )
     if row.why:
         return tensor, row
@@ -172,7 +173,7 @@ def rewrite_codes(
     table: dict[str, dict[str, Any]] = {}
     for name, tensor in opened:
         note(name)
-        row = Rewritten(name, tuple(tensor.shape), _name(tensor), "copied", job.why_copied(name, tensor))
+        row = Rewritten(name, tuple(tensor.shape), dtype_name(tensor.dtype), "copied", job.why_copied(name, tensor))
         parts = {name: tensor}
         if not row.why:
             parts, table[name] = _coded(name, tensor, job)
@@ -195,7 +196,7 @@ def _coded(name: str, tensor: Tensor, job: Job) -> tuple[dict[str, Tensor], dict
     if q.tensor_scale is not None:
         parts[f"{name}.tensor_scale"] = q.tensor_scale
     shapes = {"shape": list(tensor.shape), "matrix": list(q.shape), "padded": list(q.padded)}
-    return parts, {"cast": str(q.cast), **shapes, "dtype": _name(tensor), "seed": job.seed}
+    return parts, {"cast": str(q.cast), **shapes, "dtype": dtype_name(tensor.dtype), "seed": job.seed}
 
 
 def restore(path: Path) -> dict[str, Tensor]:
@@ -219,10 +220,6 @@ def restore(path: Path) -> dict[str, Tensor]:
         q = QTensor(codes, scales, whole, cast_of(entry["cast"]), matrix, padded, dtype, stream)
         parts[name] = q.dequantize().view(entry["shape"])
     return dict(sorted(parts.items()))
-
-
-def _name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _size(tensor: Tensor) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from narrowcast.names import dtype_name
+
 _MEGABYTE = 1e6
 
 
@@ -83,7 +85,7 @@ def _row(node: fx.Node) -> Row:
     while "getitem" in str(source.target) and isinstance(source.args[0], fx.Node):
         source = source.args[0]
     size = value.numel() * value.element_size()
-    return Row(str(source.target), str(value.dtype).removeprefix("torch."), tuple(value.shape), 1, size)
+    return Row(str(source.target), dtype_name(value.dtype), tuple(value.shape), 1, size)
 
 
 def _together(rows: list[Row]) -> list[Row]:

@@ -17,6 +17,7 @@ from narrowcast.analysis.crest import crest_factors, spread
 from narrowcast.analysis.format_error import TILES, at_tile, is_signed
 from narrowcast.analysis.loss import Loss, decibels, narrowed
 from narrowcast.errors import InputError
+from narrowcast.names import dtype_name
 from narrowcast.quantize import Cast
 from narrowcast.scaling import One, Tile, tile
 
@@ -99,7 +100,7 @@ def column(cast: Cast) -> str:
 
 def _why(tensor: Tensor) -> str:
     if not tensor.is_floating_point():
-        return f"{str(tensor.dtype).removeprefix('torch.')}: not floating point"
+        return f"{dtype_name(tensor.dtype)}: not floating point"
     return "empty" if tensor.numel() == 0 else f"{tensor.dim()} axis: a bias or a norm, no matrix"
 
 
@@ -108,7 +109,7 @@ def _row(name: str, tensor: Tensor, x: Tensor, losses: dict[str, dict[str, Loss]
     return {
         "name": name,
         "shape": list(tensor.shape),
-        "dtype": str(tensor.dtype).removeprefix("torch."),
+        "dtype": dtype_name(tensor.dtype),
         "judged": x.numel(),
         "crest": asdict(crest) if crest else None,
         "sqnr_db": {cast: {size: loss.sqnr_db for size, loss in at.items()} for cast, at in losses.items()},

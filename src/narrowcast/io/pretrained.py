@@ -17,6 +17,7 @@ from narrowcast.io.files import new_folder
 from narrowcast.io.native import Native
 from narrowcast.io.quantized import LayerSpec, Layout, QuantizedLayer, remembered, remembered_cache
 from narrowcast.io.shards import write_shards
+from narrowcast.names import dtype_name
 
 LAYOUTS = ("compressed-tensors", "narrowcast")
 _ROUTERS = ("Router", "Gating", "Gate")  # classes of routers that serving tools treat as linear layers
@@ -135,7 +136,7 @@ def _tensors(
 def _write_config(model: nn.Module, folder: Path, quantization: dict[str, Any]) -> None:
     settings = json.loads(model.config.to_json_string(use_diff=True))  # type: ignore[union-attr, operator]
     settings["architectures"] = [type(model).__name__]
-    settings["dtype"] = str(_dtype(model)).removeprefix("torch.")
+    settings["dtype"] = dtype_name(_dtype(model))
     settings["quantization_config"] = quantization
     (folder / "config.json").write_text(json.dumps(settings, indent=2))
     generation = getattr(model, "generation_config", None)

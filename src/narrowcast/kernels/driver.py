@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.errors import CheckFailed
+from narrowcast.names import cache_folder
 
 ARCH = "sm_90a"
 _TYPES = {torch.uint8: 0, torch.float32: 7}  # CUtensorMapDataType
@@ -69,11 +70,6 @@ def compiled(name: str, defines: dict[str, int], cache: Path | None = None) -> b
         part.write_bytes(code)
         part.replace(path)
     return code
-
-
-def cache_folder() -> Path:
-    """Return where machine code is kept between runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "narrowcast"
 
 
 def _compile(name: str, text: str, options: list[str]) -> bytes:

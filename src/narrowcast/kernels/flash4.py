@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from narrowcast.errors import CheckFailed
+from narrowcast.names import dtype_name
 
 PACKAGE, VERSION = "flash-attn-4", "4.0.0b36"
 _REMEDY = "pip install narrowcast[hopper]"
@@ -66,7 +67,7 @@ def _named(what: str, q: Tensor, k: Tensor) -> Iterator[None]:
         raise
     except Exception as error:  # the compiler's errors share no class
         line = str(error).strip().splitlines() or [type(error).__name__]
-        kind = str(q.dtype).removeprefix("torch.")
+        kind = dtype_name(q.dtype)
         raise CheckFailed(
             f"kernel flash4 {what}, {kind} {list(q.shape)} on {list(k.shape)}: {PACKAGE} {VERSION} refused it: "
             f"{line[-1].strip()}; --attention flash does without it"

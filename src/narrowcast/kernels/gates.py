@@ -12,6 +12,7 @@ from torch import Tensor
 from narrowcast.formats import Minifloat
 from narrowcast.kernels.produce import Producer, bits_as, made, rounded, wide
 from narrowcast.kernels.rounding import bits_of, float_of
+from narrowcast.names import dtype_name
 from narrowcast.quantize import QTensor
 
 BLOCK, WARPS = 2048, 8
@@ -63,7 +64,7 @@ def gates_backward(
             groups,
             M=mantissa,
             BIAS=bias,
-            SOURCE=str(g.dtype).removeprefix("torch."),
+            SOURCE=dtype_name(g.dtype),
             P=Producer("swiglu-backward"),
             GROUPS=BLOCK // size,
             SIZE=size,

@@ -18,6 +18,7 @@ from narrowcast.errors import CheckFailed
 from narrowcast.formats import format, pack, unpack
 from narrowcast.kernels import block_gemm
 from narrowcast.kernels.plan import Plan, in_words
+from narrowcast.names import dtype_name
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import Narrow, One, PowerOfTwo, TwoLevel, Wide
 
@@ -102,7 +103,7 @@ def exact_values(q: QTensor, dtype: torch.dtype, inside: bool = False) -> Tensor
 
     ``inside``: as for `gemm`.
     """
-    if q.cast.format.name == str(dtype).removeprefix("torch."):
+    if q.cast.format.name == dtype_name(dtype):
         return q.codes.view(dtype)
     if q.codes.device.type == "cuda" and dtype == torch.bfloat16 and one_pass(q.cast):
         from narrowcast.kernels.widen import widen_codes

@@ -10,6 +10,7 @@ from narrowcast.formats import Minifloat
 from narrowcast.formats.tabulated import Tabulated
 from narrowcast.kernels.elements import WORD
 from narrowcast.kernels.support import MAX_TILE, group_multiple
+from narrowcast.names import dtype_name
 from narrowcast.quantize import Cast
 
 MAX_ROTATED_ROW = 1 << 12  # elements of a rotated row, which takes a register each until its maximum is known
@@ -206,7 +207,7 @@ def layout(cast: Cast, matrix: Matrix, x: Tensor, chosen: Knobs) -> tuple[Layout
         given=source,
         aligned=matrix.padded_cols % 8 == 0,
         pairs=paired(x),
-        source=str(x.dtype).removeprefix("torch."),
+        source=dtype_name(x.dtype),
     )
     return made, (-(-across // tiles), 1) if flat else (matrix.padded_rows // rows, -(-across // tiles))
 
@@ -231,7 +232,7 @@ def amax_layout(cast: Cast, matrix: Matrix, x: Tensor, by_row: bool) -> tuple[La
         given="row" if by_row else "one",
         aligned=False,
         pairs=paired(x),
-        source=str(x.dtype).removeprefix("torch."),
+        source=dtype_name(x.dtype),
     )
     return made, (-(-across // tiles), 1) if flat else (matrix.rows, -(-across // tiles))
 

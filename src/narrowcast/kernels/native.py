@@ -19,6 +19,7 @@ from narrowcast.kernels import amax as amax_op
 from narrowcast.kernels import quantize as quantize_op
 from narrowcast.kernels.launch import given
 from narrowcast.kernels.quantize import Counter
+from narrowcast.names import dtype_name
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.quantize import cast as cast_of
 
@@ -98,7 +99,7 @@ def named(kernel: str, cast: str, x: Tensor) -> Iterator[None]:
         yield
     except triton.TritonError as error:
         line = str(error).strip().splitlines()[-1].strip()
-        what = f"kernel {kernel}, cast {cast}, {str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+        what = f"kernel {kernel}, cast {cast}, {dtype_name(x.dtype)} {list(x.shape)}"
         raise CheckFailed(f"{what}: Triton {triton.__version__} does not compile it here: {line}") from error
 
 

@@ -12,6 +12,7 @@ from narrowcast.kernels.launch import power_of_two
 from narrowcast.kernels.produce import bits_as, rounded, wide
 from narrowcast.kernels.rounding import bits_of, float_of
 from narrowcast.kernels.scale import reciprocal
+from narrowcast.names import dtype_name
 from narrowcast.passes.wide import ROWS
 
 _INF = tl.constexpr(0x7F800000)
@@ -72,7 +73,7 @@ def inverse_rms_of(x: Tensor, delta: Tensor | None, eps: float) -> tuple[Tensor,
         eps,
         BLOCK=size,
         LEVELS=size.bit_length() - 1,
-        SOURCE=_name(x),
+        SOURCE=dtype_name(x.dtype),
         num_warps=_warps(size),
         enable_fp_fusion=False,
     )
@@ -106,7 +107,7 @@ def smooth_scale_of(up: Tensor) -> Tensor:
         cols,
         CHUNKS=-(-cols // size),
         BLOCK=size,
-        SOURCE=_name(up),
+        SOURCE=dtype_name(up.dtype),
         num_warps=_warps(size),
     )
     return scale
@@ -173,7 +174,7 @@ def norm_backward(g: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, also: T
         STAGES=STAGES,
         BLOCK=size,
         LEVELS=size.bit_length() - 1,
-        SOURCE=_name(x),
+        SOURCE=dtype_name(x.dtype),
         num_warps=_warps(size),
         enable_fp_fusion=False,
     )
@@ -198,7 +199,3 @@ def _warps(size: int) -> int:
 
 def _bits(x: Tensor) -> Tensor:
     return x.view(torch.int16 if x.element_size() == 2 else torch.int32)
-
-
-def _name(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")

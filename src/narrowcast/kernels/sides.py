@@ -23,6 +23,7 @@ from narrowcast.kernels.facts import (
     way_of,
 )
 from narrowcast.kernels.support import reason as reason_of
+from narrowcast.names import dtype_name
 from narrowcast.quantize import Cast
 from narrowcast.scaling import Narrow, One, PowerOfTwo, Wide
 
@@ -291,6 +292,6 @@ def block(
         backwards=backwards,
         mask=not whole,
         ragged=sizes.turned_cols % 4 != 0,
-        source=str(source.dtype).removeprefix("torch."),
+        source=dtype_name(source.dtype),
         packed=waits and source.dtype == torch.bfloat16,
     )

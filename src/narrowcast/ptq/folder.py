@@ -19,6 +19,7 @@ from narrowcast.io.native import Native
 from narrowcast.io.provenance import versions
 from narrowcast.io.quantized import Layout
 from narrowcast.io.weights import check_finite
+from narrowcast.names import dtype_name
 from narrowcast.ptq import memory
 from narrowcast.ptq.calibration import Calibration, CalibrationConfig, from_batches, from_model, from_text
 from narrowcast.ptq.catalogue import recipe as recipe_of
@@ -264,7 +265,7 @@ def _config_json(config: QuantizeConfig, source: HollowModel, records: list[Json
     settings = {**source.settings, "quantization_config": config.layout.config(specs, wide, cache_specs(records))}
     if config.dtype is not None:
         settings.pop("torch_dtype", None)
-        settings["dtype"] = str(config.dtype).removeprefix("torch.")
+        settings["dtype"] = dtype_name(config.dtype)
     return settings
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from narrowcast.errors import InputError
 from narrowcast.formats import Format, pack, unpack
 from narrowcast.formats.packing import packed_size
+from narrowcast.names import dtype_name
 
 KINDS = ("codes", "values")
 BLOCK_KINDS = ("codes+scales", "dequantized")
@@ -43,7 +44,7 @@ class Foreign:
             with np.errstate(all="ignore"):
                 found = self.function(*(self._array(one) for one in given))
         except Exception as error:
-            shapes = " and ".join(f"{a.dtype} {list(a.shape)}".removeprefix("torch.") for a in given)
+            shapes = " and ".join(f"{dtype_name(a.dtype)} {list(a.shape)}" for a in given)
             text = " ".join(str(error).split())
             what = f"{type(error).__name__}: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'}"
             raise InputError(f"{self.name} failed on {self.arrays} arrays ({shapes}): {what}") from error

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from narrowcast import backend
 from narrowcast.kernels.plan import Plan
+from narrowcast.names import dtype_name
 from narrowcast.nn.context import Context
 from narrowcast.nn.linear import Linear
 from narrowcast.nn.native import GEMMS, choices
@@ -24,7 +25,7 @@ from narrowcast.ops import Reuse
 from narrowcast.quantize import QTensor
 from narrowcast.recipes import Recipe, recipe
 from narrowcast.verify import fused
-from narrowcast.verify.finding import Finding, short
+from narrowcast.verify.finding import Finding
 from narrowcast.verify.inputs import INPUTS
 from narrowcast.verify.products import check_products
 
@@ -75,7 +76,7 @@ def _verify(
                     harden(torch.randn(*s, generator=generator, device=device)).to(dtype)
                     for s in ((m, k), (n, k), (m, n))
                 )
-                where = f"{kind} {short(dtype)} [{m}, {k}] by [{n}, {k}]"
+                where = f"{kind} {dtype_name(dtype)} [{m}, {k}] by [{n}, {k}]"
                 context = Linear(nn.Linear(k, n, bias=False, device=device), spec, "verify", seed).context
                 narrow = _codes(finding, context, spec, plans, (x, w, g), where)
                 check_products(finding, plans, narrow, where)

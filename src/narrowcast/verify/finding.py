@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from narrowcast.formats import unpack
@@ -113,8 +112,3 @@ def different(found: Tensor, want: Tensor) -> str:
         return ""
     at = tuple(wrong[0].tolist())
     return f"{len(wrong)} differ, first at {at}: {float(found[at]):.9g}, expected {float(want[at]):.9g}"
-
-
-def short(dtype: torch.dtype) -> str:
-    """Return the name of a dtype."""
-    return str(dtype).removeprefix("torch.")

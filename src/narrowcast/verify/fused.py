@@ -15,6 +15,7 @@ from torch import Tensor
 from narrowcast import backend
 from narrowcast import passes as plain
 from narrowcast.formats import Stream
+from narrowcast.names import dtype_name
 from narrowcast.nn.gated import Gated
 from narrowcast.nn.norm import Norms
 from narrowcast.nn.spec import PAIRS, LinearSpec
@@ -23,7 +24,7 @@ from narrowcast.passes import How
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.recipes import Recipe
 from narrowcast.scaling import advance
-from narrowcast.verify.finding import Finding, difference, different, short
+from narrowcast.verify.finding import Finding, difference, different
 from narrowcast.verify.inputs import INPUTS
 
 #: matrices, and what training leaves wide: one that blocks divide, as they do in training, and one that nothing does
@@ -48,7 +49,7 @@ def check_all(finding: Finding, recipe: Recipe, device: torch.device, seed: int,
         for kind, harden in INPUTS.items():
             generator = torch.Generator(device).manual_seed(seed)
             x, y, g = (harden(torch.randn(shape, generator=generator, device=device)).to(dtype) for _ in range(3))
-            check_fused(finding, recipe, Sources(x, y, g, seed), f"{kind} {short(dtype)} {list(shape)}")
+            check_fused(finding, recipe, Sources(x, y, g, seed), f"{kind} {dtype_name(dtype)} {list(shape)}")
 
 
 def check_fused(finding: Finding, recipe: Recipe, sources: Sources, where: str) -> None:

@@ -9,9 +9,10 @@ from narrowcast import backend
 from narrowcast.errors import CheckFailed
 from narrowcast.kernels.plan import FP8, Plan
 from narrowcast.kernels.rebased import rebased, settled
+from narrowcast.names import dtype_name
 from narrowcast.nn.spec import OPERANDS
 from narrowcast.quantize import QTensor
-from narrowcast.verify.finding import Finding, difference, different, same, short
+from narrowcast.verify.finding import Finding, difference, different, same
 from narrowcast.verify.sums import bound, float32_bound, product
 
 WRITTEN = (torch.bfloat16, torch.float16)
@@ -36,7 +37,7 @@ def check_products(finding: Finding, plans: dict[str, Plan], narrow: dict[str, Q
             finding.equal += int(modelled.sum())
             finding.modelled += y.numel()
         for dtype in WRITTEN:
-            what = f"{gemm} of {where}, written in {short(dtype)}"
+            what = f"{gemm} of {where}, written in {dtype_name(dtype)}"
             try:
                 made = backend.gemm(*given, dtype)
             except CheckFailed as error:  # the library's own refusal: a finding, not the end

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from narrowcast.names import dtype_name
 from narrowcast.optim import NarrowOptimizer
-from narrowcast.verify.finding import different, short
+from narrowcast.verify.finding import different
 from narrowcast.verify.inputs import INPUTS
 
 DTYPES = (torch.bfloat16, torch.float32)  # of parameters and gradients
@@ -73,7 +74,7 @@ def _verify(
         native.step()
         plain.step()
         for number, (p, q) in enumerate(zip(*sides, strict=True)):
-            where = f"parameter {number} of {kind} {short(dtype)} after step {step}"
+            where = f"parameter {number} of {kind} {dtype_name(dtype)} after step {step}"
             _count(finding, p.detach(), q.detach(), where)
             for part, state in plain.state[q].items():
                 _count(finding, native.state[p][part], state, f"{part} of {where}")

@@ -21,16 +21,12 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from narrowcast.errors import InputError
+from narrowcast.names import cache_folder
 from narrowcast.workloads.corpus import SEPARATOR, Corpus
 
 SAMPLE = 16_000_000  # bytes that a BPE is trained on: it counts words, and the rare ones cost the time and the memory
 _AT_ONCE = 512  # texts that are encoded together: a token is hundreds of bytes until its id is taken
 _END_TOKENS = (SEPARATOR, "</s>", "<|end_of_text|>", "<eos>")  # GPT and this file, Llama 2, Llama 3, Gemma
-
-
-def cache_folder() -> Path:
-    """Return the folder for derived data: ``$XDG_CACHE_HOME/narrowcast`` or ``~/.cache/narrowcast``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "narrowcast"
 
 
 @dataclass(frozen=True)

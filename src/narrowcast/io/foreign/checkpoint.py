@@ -12,6 +12,7 @@ from narrowcast.errors import InputError
 from narrowcast.io.foreign.reader import Reader, ReadWeight
 from narrowcast.io.foreign.table import reader_of
 from narrowcast.io.weights import Stored, folder_weights, read_json
+from narrowcast.names import dtype_name
 
 _NARROW = (torch.float8_e4m3fn, torch.float8_e5m2, torch.uint8, torch.int8, torch.int32)
 _BESIDE = ("k_scale", "v_scale", "q_scale", "kv_scale", "key_order")  # of cached keys and values
@@ -58,7 +59,7 @@ class Checkpoint:
     def describe(self) -> str:
         """Return one line: layout, formats, groups, what stays wide."""
         wide = [self.stored[name] for name in self.wide]
-        dtypes = ", ".join(sorted({str(s.dtype).removeprefix("torch.") for s in wide})) or "none"
+        dtypes = ", ".join(sorted({dtype_name(s.dtype) for s in wide})) or "none"
         rest = f"{len(wide)} tensors wide ({dtypes}, {_megabytes(wide)})"
         if self.reader is None:
             return f"not quantized: {rest}"

@@ -12,6 +12,7 @@ from narrowcast.errors import InputError
 from narrowcast.io.files import new_folder
 from narrowcast.io.foreign.checkpoint import Checkpoint
 from narrowcast.io.shards import write_shards
+from narrowcast.names import dtype_name
 
 _LEFT_OUT = {"config.json", "hf_quant_config.json", "report.json", "model.safetensors.index.json"}
 
@@ -51,6 +52,6 @@ def write_dense(
         for path in sorted(checkpoint.folder.iterdir()):
             if path.is_file() and path.suffix in (".json", ".txt", ".jinja", ".model") and path.name not in _LEFT_OUT:
                 shutil.copyfile(path, folder / path.name)
-        settings["dtype"] = str(chosen).removeprefix("torch.")
+        settings["dtype"] = dtype_name(chosen)
         (folder / "config.json").write_text(json.dumps(settings, indent=2))
     return total

@@ -16,6 +16,7 @@ from narrowcast.formats import Minifloat, format
 from narrowcast.io.compressed.formats import plain
 from narrowcast.io.compressed.words import from_words
 from narrowcast.io.foreign.reader import Reader, ReadWeight, shaped
+from narrowcast.names import dtype_name
 from narrowcast.quantize import Cast, QTensor
 from narrowcast.scaling import ROW, Narrow, Tile, Wide, ZeroPoint
 
@@ -64,7 +65,7 @@ def grouped(codes: Tensor, scales: Tensor, zeros: Tensor, bits: int) -> QTensor:
     Without zero points where all of them are the middle.
     """
     columns, groups = int(codes.shape[1]), int(scales.shape[1])
-    carrier = format(str(scales.dtype).removeprefix("torch."))
+    carrier = format(dtype_name(scales.dtype))
     assert isinstance(carrier, Minifloat)
     rule = Wide() if scales.dtype == torch.float32 else Narrow(carrier)
     tile = ROW if groups == 1 else Tile(1, columns // groups)
