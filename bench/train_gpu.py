@@ -1,6 +1,6 @@
 """A training step on a GPU beside its peers: four Llama-8B layers, forward and backward, compiled, in one run.
 
-    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--attention ...] [--explain] [--out DIR]
+    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--attention ...] [--explain] [--name NAME] [--out DIR]
 
 Layers of 4096 wide, 14336 in the gated unit, 32 heads and 8 of keys, 4 x 4096 tokens, bfloat16, weights included.
 Attention is the same in every variant, bf16 and peers too: the fastest of those that can run here (cuDNN,
@@ -9,7 +9,7 @@ each captured in a CUDA graph (``--launched``: not), so that no variant waits fo
 over rounds of four steps, of milliseconds a step and of the ratio to bf16 in the same round.
 Memory is what one step without a graph allocates at its peak, and the weights: gradients, what is saved, workspace, no
 inputs. Then one profile of each says where its time goes. ``RECIPE@hopper-fp8`` sums as torchao's row scales do: fast,
-without promotion. Writes bench/results/train-cuda.json.
+without promotion. Writes bench/results/NAME.json (train-cuda).
 """
 
 import argparse
@@ -113,6 +113,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--explain", action="store_true", help="say for each layer why it is faster or is not")
     parser.add_argument("--launched", action="store_true", help="kernel by kernel, without CUDA graphs")
     parser.add_argument("--kernels", default="", help="variants whose slowest kernels are printed")
+    parser.add_argument("--name", default="train-cuda", help="of the result file")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch._dynamo.config.recompile_limit = 64  # one per variant
@@ -150,7 +151,7 @@ def main(arguments: list[str]) -> None:
         "wrong": {name: row for name, (step, row) in built.items() if step is None},
     }
     options.out.mkdir(parents=True, exist_ok=True)
-    write = (options.out / "train-cuda.json").write_text
+    write = (options.out / f"{options.name}.json").write_text
     write(json.dumps(result, indent=1) + "\n")
     if options.explain:
         variants.clear()

@@ -231,7 +231,15 @@ class Block(nn.Module):
 
 JOINED = ["fp8-smooth-swiglu"]
 if DEVICE == "cuda":
-    JOINED = ["fp8-tensorwise", "fp8-delayed", "fp8-smooth-swiglu", "fp8-rowwise@hopper-fp8", "fp8-block", "fp8-hybrid"]
+    JOINED = [
+        "fp8-tensorwise",
+        "fp8-delayed",
+        "fp8-smooth-swiglu",
+        "fp8-rowwise@hopper-fp8",
+        "fp8-block",
+        "fp8-hybrid",
+        "fp8-static",
+    ]
 
 
 @pytest.mark.parametrize("recipe", JOINED)
