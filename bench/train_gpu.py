@@ -1,6 +1,7 @@
 """A training step on a GPU beside its peers: four Llama-8B layers, forward and backward, compiled, in one run.
 
-    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--attention ...] [--explain] [--name NAME] [--out DIR]
+    python bench/run.py train_gpu [--recipes fp8-tensorwise,...] [--peers ...] [--attention ...] [--explain]
+                                  [--name NAME] [--out DIR]
 
 Layers of 4096 wide, 14336 in the gated unit, 32 heads and 8 of keys, 4 x 4096 tokens, bfloat16, weights included.
 Attention is the same in every variant, bf16 and peers too: the fastest of those that can run here (cuDNN,
