@@ -210,13 +210,11 @@ class NormedGates(Change):
 
     def swap(self, name: str, module: nn.Module, backend: str) -> nn.Module | None:
         """See `Change.swap`; the block itself stays."""
-        norm, unit = getattr(module, self.norm, None), getattr(module, self.unit, None)
-        if norm is None or unit is None or not type(norm).__name__.endswith("RMSNorm"):
+        found = fed(module, self.norm, self.unit, _PARTS)
+        if found is None:
             return None
-        layers: list[Any] = [getattr(unit, part, None) for part in _PARTS]
+        norm, unit, layers = found
         first = layers[0]
-        if not isinstance(first, Linear):
-            return None
         why = unlike(layers) or against(first.spec) or _gate(unit) or other_block(module, norm)
         if not why and any(layer.bias is not None for layer in layers):
             why = "a layer has a bias"
@@ -235,6 +233,17 @@ class NormedGates(Change):
 
     def __str__(self) -> str:
         return f"norm and {'Smooth-SwiGLU' if self.smooth else 'SwiGLU'} in one with their casts"
+
+
+def fed(
+    block: nn.Module, norm: str, unit: str, parts: tuple[str, ...]
+) -> tuple[nn.Module, nn.Module, list[Any]] | None:
+    """Return a norm of ``block``, the module that it feeds and that one's layers; None where there is nothing to join."""
+    first, then = getattr(block, norm, None), getattr(block, unit, None)
+    if first is None or then is None or not type(first).__name__.endswith("RMSNorm"):
+        return None
+    layers = [getattr(then, part, None) for part in parts]
+    return (first, then, layers) if isinstance(layers[0], Linear) else None
 
 
 def unlike(layers: list[Any]) -> str | None:

@@ -17,7 +17,7 @@ from narrowcast.errors import InputError
 from narrowcast.nn.change import Change
 from narrowcast.nn.context import Context, Gradients, own_precision
 from narrowcast.nn.linear import Linear
-from narrowcast.nn.normed import Passing, Unit, against, other_block, plans_of, unlike
+from narrowcast.nn.normed import Passing, Unit, against, fed, other_block, plans_of, unlike
 from narrowcast.nn.saved import codes_again, form_of, tensors_of
 from narrowcast.scaling import advance
 
@@ -131,13 +131,11 @@ class NormedQKV(Change):
 
     def swap(self, name: str, module: nn.Module, backend: str) -> nn.Module | None:
         """See `Change.swap`; the block itself stays."""
-        norm, unit = getattr(module, self.norm, None), getattr(module, self.unit, None)
-        if norm is None or unit is None or not type(norm).__name__.endswith("RMSNorm"):
+        found = fed(module, self.norm, self.unit, _PARTS)
+        if found is None:
             return None
-        layers: list[Any] = [getattr(unit, part, None) for part in _PARTS]
+        norm, unit, layers = found
         first = layers[0]
-        if not isinstance(first, Linear):
-            return None
         why = unlike(layers) or against(first.spec) or other_block(module, norm)
         if why:
             raise InputError(f"block {name!r}: {_WHAT} cannot be one: {why}")
