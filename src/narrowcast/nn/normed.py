@@ -238,7 +238,7 @@ class NormedGates(Change):
 def fed(
     block: nn.Module, norm: str, unit: str, parts: tuple[str, ...]
 ) -> tuple[nn.Module, nn.Module, list[Any]] | None:
-    """Return a norm of ``block``, the module that it feeds and that one's layers; None where there is nothing to join."""
+    """Return a norm of ``block``, the module that it feeds, and that one's layers; None where nothing can be joined."""
     first, then = getattr(block, norm, None), getattr(block, unit, None)
     if first is None or then is None or not type(first).__name__.endswith("RMSNorm"):
         return None
