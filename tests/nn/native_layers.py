@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import narrowcast as nc
 from narrowcast.analysis.kept import kept
+from narrowcast.attend import attend
 from narrowcast.backend import choose_gates, gates
 from narrowcast.nn import Linear
 from narrowcast.nn.remade import Remade
@@ -184,6 +185,42 @@ def test_compiled_whole_remakes_the_same_bits():
     x, g = (torch.randn(1, 16, 32, device=DEVICE).bfloat16() for _ in "xg")
     compiled = torch.compile(Stack("fp8-coat", "native"), fullgraph=True, backend="aot_eager")
     for a, b in zip(run(Stack("fp8-coat", "native"), x, g), run(compiled, x, g), strict=True):
+        assert torch.equal(a, b)
+
+
+class Attended(nn.Module):
+    """Attention, and the layer behind it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.kind, self.o_proj = kind, nn.Linear(32, 32, bias=False, device=DEVICE, dtype=torch.bfloat16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q = x.view(*x.shape[:2], 2, 16).transpose(1, 2)
+        return self.o_proj(attend(q, q, q, kind=self.kind).transpose(1, 2).reshape(x.shape))
+
+
+def attended(kind: str) -> nn.Module:
+    model = nn.Sequential(Attended(kind))
+    nc.convert(model, "fp8-coat", backend="native")
+    return model
+
+
+def test_output_of_attention_is_kept_once():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x = torch.empty(2, 64, 32, device=DEVICE, dtype=torch.bfloat16)
+        rows = kept(attended("flash4"), x.requires_grad_())
+    assert [(r.dtype, r.shape) for r in rows if r.shape] == [
+        ("bfloat16", (2, 64, 2, 16)),
+        ("float32", (2, 2, 64)),
+    ]
+
+
+def test_codes_of_the_output_of_attention_are_remade_with_the_same_bits():
+    x, g = (torch.randn(1, 16, 32, device=DEVICE).bfloat16() for _ in "xg")
+    compiled = torch.compile(attended("torch"), fullgraph=True, backend="aot_eager")
+    for a, b in zip(run(attended("torch"), x, g), run(compiled, x, g), strict=True):
         assert torch.equal(a, b)
 
 

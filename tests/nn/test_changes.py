@@ -160,6 +160,6 @@ def test_what_cannot_be_remade_is_refused():
     delayed = nc.recipe("fp8-delayed").linear
     with pytest.raises(InputError, match="remade 'w': a scale comes from a history"):
         replace(delayed, remade=("w",))
-    with pytest.raises(InputError, match="remade 'g': expected 'w', 'x' or both"):
+    with pytest.raises(InputError, match="remade 'g': expected 'w', 'x' or 'x-alive'"):
         replace(nc.recipe("fp8-coat").linear, remade=("g",))
     assert Remade().apply(nn.Sequential(Mlp()), "auto")[0].became == "absent"  # nothing is narrow yet

@@ -6,7 +6,8 @@ histories, so codes and scales are the emulation's.
 
 What is kept: of x and w, the codes that the backward pass will multiply, made in the same pass as the forward ones, so
 that the wide activation need not live. Only a cast with a history of its own waits for its wide source, and what the
-spec says is remade: a weight lives anyway, so its codes for the backward pass can be made there.
+spec says is remade: a weight lives anyway, so its codes for the backward pass can be made there; so can those of
+attention's output.
 """
 
 from dataclasses import dataclass, replace
@@ -134,7 +135,7 @@ def _forward(
     operands, found = [], []
     for wide, first, second, after in ((x, "fwd.x", "wgrad.x", how.wgrad), (w, "fwd.w", "dgrad.w", how.dgrad)):
         needed: Kept
-        remade = first[-1] in spec.remade and (first[-1] == "w" or torch.compiler.is_compiling())
+        remade = spec.remakes(first[-1]) and (first[-1] == "w" or torch.compiler.is_compiling())
         if train and after and _now(spec, second) and not remade:
             q, needed = context.narrow_both(spec, first, second, wide)
         else:
@@ -225,6 +226,8 @@ def _wgrad(
         xq = x
     elif "x" in spec.remade:
         xq = context.narrow_both(spec, "fwd.x", "wgrad.x", later(x, g), like=x)[1]
+    elif "x-alive" in spec.remade:  # nothing to make it again from: its maximum is tied, not a copy of it
+        xq = context.narrow_both(spec, "fwd.x", "wgrad.x", x, after=g)[1]
     else:
         xq = context.narrow(spec, "wgrad.x", x.mT)
     return _product(gq, xq, spec, "wgrad", how.wgrad, context.alpha, dtype)

@@ -24,7 +24,8 @@ class LinearSpec:
         remade: tensors whose codes the backward pass makes again instead of keeping them, the same bits. ``"w"``: from
             the weight, which lives anyway, at the cost of one more reading. ``"x"``: from the wide input, which
             compiled code makes again from whatever it keeps of it, where that takes elementwise steps only (a norm or a
-            gate whose own inputs are kept); elsewhere codes are kept, which are half as large.
+            gate whose own inputs are kept); elsewhere codes are kept, which are half as large. ``"x-alive"``: from the
+            wide input, which in compiled code lives anyway (attention keeps its output), as the weight does.
     """
 
     fwd: Gemm
@@ -34,9 +35,9 @@ class LinearSpec:
 
     def __post_init__(self) -> None:
         for tensor in self.remade:
-            if tensor not in ("w", "x"):
-                raise InputError(f"remade {tensor!r}: expected 'w', 'x' or both")
-            if any(self.cast(label).scale.delayed for label in OPERANDS if label.endswith(tensor)):
+            if tensor not in ("w", "x", "x-alive"):
+                raise InputError(f"remade {tensor!r}: expected 'w', 'x' or 'x-alive'")
+            if any(self.cast(label).scale.delayed for label in OPERANDS if label[-1] == tensor[0]):
                 raise InputError(f"remade {tensor!r}: a scale comes from a history, which may move on; keep the codes")
         for label, _ in PAIRS.values():
             if isinstance(self.operand(label), Reuse):
@@ -76,6 +77,10 @@ class LinearSpec:
         a, b = (label for label in OPERANDS if label.startswith(f"{name}."))
         return replace(gemm, a=self.cast(a), b=self.cast(b))
 
+    def remakes(self, tensor: str) -> bool:
+        """Whether codes of ``tensor`` ("x" or "w") are made again, from whatever."""
+        return any(made[0] == tensor for made in self.remade)
+
     def _later(self, tensor: str) -> Cast | Reuse:
         return self.operand(PAIRS[tensor][1])
 
@@ -96,7 +101,7 @@ class LinearSpec:
         Codes where the backward pass reuses them; else the wide source, counted as bfloat16. Float32 stays 32. Nothing
         where it is remade from what lives anyway.
         """
-        if tensor in self.remade:
+        if self.remakes(tensor):
             return 0.0
         first, label = PAIRS[tensor]
         cast = self.cast(first)

@@ -1,8 +1,9 @@
 """COAT: FP8 gemms with current tensor scales, and activations kept for the backward pass in FP8 throughout.
 
 Linear layers keep codes by nature; inputs of norms and gated units are cast in groups of 16 under bfloat16 scales. What
-follows from that is not kept but made again: codes of weights and, in compiled code, of normed inputs and of gated
-products (the paper keeps the latter two). The optimizer with expanded FP8 moments is a choice of its own.
+follows from that is not kept but made again: codes of weights and, in compiled code, of normed inputs, of gated
+products (the paper keeps these two) and of attention's output, which attention keeps wide for its own gradient. The
+optimizer with expanded FP8 moments is a choice of its own.
 """
 
 from narrowcast.formats import format
