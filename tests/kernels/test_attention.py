@@ -108,7 +108,9 @@ def test_compiled_checkpointed_and_captured_give_the_same_numbers(kind):
         torch.use_deterministic_algorithms(False)
     if KERNELS[kind].repeats:
         assert [same(expected, form) for form in forms] == [True] * 3
-    assert all(distance(a, b) < 5e-3 for form in forms for a, b in zip(form, expected, strict=True))
+    exact = passes(by("math"), [t.detach().float().requires_grad_() for t in inputs], g.float())
+    apart = [[distance(a, b) for a, b in zip(form, exact, strict=True)] for form in forms]
+    assert all(d < 1e-2 for form in apart for d in form), f"compiled, checkpointed, captured: {apart}"
 
 
 def captured(kind, inputs, g):

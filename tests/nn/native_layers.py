@@ -110,11 +110,11 @@ def test_a_batch_of_nothing_and_non_finite_inputs():
 
 
 class Unit(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, hidden: int = 48) -> None:
         super().__init__()
         self.act_fn = nn.SiLU()
-        self.gate_proj, self.up_proj = nn.Linear(32, 48, bias=False), nn.Linear(32, 48, bias=False)
-        self.down_proj = nn.Linear(48, 32, bias=False)
+        self.gate_proj, self.up_proj = nn.Linear(32, hidden, bias=False), nn.Linear(32, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, 32, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
@@ -253,7 +253,7 @@ class Block(nn.Module):
         super().__init__()
         torch.manual_seed(2)
         self.input_layernorm, self.post_attention_layernorm = (nn.RMSNorm(32, eps=1e-5) for _ in "ip")
-        self.self_attn, self.mlp = nn.Module(), Unit()
+        self.self_attn, self.mlp = nn.Module(), Unit(128)
         for part, size in (("q_proj", 32), ("k_proj", 16), ("v_proj", 16)):
             setattr(self.self_attn, part, nn.Linear(32, size, bias=part == "v_proj"))
         self.to(DEVICE, torch.bfloat16)

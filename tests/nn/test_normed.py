@@ -152,3 +152,5 @@ def test_what_cannot_be_joined_is_refused():
     with pytest.raises(nc.InputError, match=r"block 'model.layers.0': .*rotates its operands"):
         NormedGates().apply(model, "auto")
     assert isinstance(model.model.layers[0].mlp.gate_proj, Linear)
+    with pytest.raises(nc.InputError, match=r"blocks of 128 do not divide its 64 columns"):
+        nc.convert(llama(1), "fp8-block+joined", backend="emulate")

@@ -218,6 +218,9 @@ class NormedGates(Change):
         why = unlike(layers) or against(first.spec) or _gate(unit) or other_block(module, norm)
         if not why and any(layer.bias is not None for layer in layers):
             why = "a layer has a bias"
+        run = cast_run(first.spec)
+        if not why and run and first.out_features % run:
+            why = f"blocks of {run} do not divide its {first.out_features} columns, and would reach over gate and up"
         if why:
             raise InputError(f"block {name!r}: norm and gated unit cannot be one: {why}")
         passing = Passing(norm)
@@ -289,6 +292,13 @@ def against(spec: LinearSpec) -> str | None:
         if isinstance(other, Cast) and other.scale.delayed is not None:
             return f"operand {second} keeps a history of its own"
     return None
+
+
+def cast_run(spec: LinearSpec) -> int:
+    """Return how many columns of the gradient share a scale; 0 where that does not depend on a column's place."""
+    cast = spec.operand("dgrad.g")
+    assert isinstance(cast, Cast)
+    return cast.tile.cols
 
 
 def _gate(unit: nn.Module) -> str | None:
