@@ -242,13 +242,13 @@ def narrow_both(
     second: Cast | None,
     **how: Unpack[How],
 ) -> tuple[QTensor, QTensor] | None:
-    """Return codes of a matrix by ``first`` and of its transpose by ``second`` (None: the same codes turned).
+    """Return codes of ``x`` ``[..., K]`` as a matrix by ``first``, of its transpose by ``second`` (None: these turned).
 
     In one pass over ``x``; None where no kernel makes both of these at once. ``how``: as for `quantize_both`.
     """
     choice = choose_both("auto", first, second, x)
     random = first.random or (second is not None and second.random)
-    if choice.backend == "emulate" or (random and any(size % 8 for size in x.shape)):
+    if choice.backend == "emulate" or (random and (x.shape[-1] % 8 or x.numel() // x.shape[-1] % 8)):
         return None  # eight draws are made at once
     from narrowcast.kernels.passes import quantize_both as both  # by name: compiled code follows no import_module
 

@@ -183,7 +183,7 @@ def test_compiled_code_keeps_no_wide_activation():
 
 def test_compiled_whole_remakes_the_same_bits():
     x, g = (torch.randn(1, 16, 32, device=DEVICE).bfloat16() for _ in "xg")
-    compiled = torch.compile(Stack("fp8-coat", "native"), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(Stack("fp8-coat", "native"), fullgraph=True, backend="aot_eager", dynamic=False)
     for a, b in zip(run(Stack("fp8-coat", "native"), x, g), run(compiled, x, g), strict=True):
         assert torch.equal(a, b)
 
@@ -219,7 +219,7 @@ def test_output_of_attention_is_kept_once():
 
 def test_codes_of_the_output_of_attention_are_remade_with_the_same_bits():
     x, g = (torch.randn(1, 16, 32, device=DEVICE).bfloat16() for _ in "xg")
-    compiled = torch.compile(attended("torch"), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(attended("torch"), fullgraph=True, backend="aot_eager", dynamic=False)
     for a, b in zip(run(attended("torch"), x, g), run(compiled, x, g), strict=True):
         assert torch.equal(a, b)
 
@@ -228,7 +228,7 @@ def test_codes_of_the_output_of_attention_are_remade_with_the_same_bits():
 def test_compiled_whole_gives_the_same_bits(recipe):
     """No graph break; and the gradient arrives, which it did not under torch 2.11 (see `nn.context.in_dtype`)."""
     (_, layer), (_, other) = (pair(recipe, torch.bfloat16) for _ in "ab")
-    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager", dynamic=False)
     x, g = torch.randn(32, 24, device=DEVICE).bfloat16(), torch.randn(32, 40, device=DEVICE).bfloat16()
     for a, b in zip(run(layer, x, g), run(compiled, x, g), strict=True):
         assert torch.equal(a, b)
@@ -238,7 +238,7 @@ def test_compiled_whole_gives_the_same_bits(recipe):
 def test_compiled_under_autocast_gives_the_same_bits(recipe):
     """As `narrowcast train --compile` runs on a GPU: float32 weights, bfloat16 by autocast, off in the backward pass."""
     (_, layer), (_, other) = (pair(recipe, torch.float32) for _ in "ab")
-    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager", dynamic=False)
     x, g = torch.randn(32, 24, device=DEVICE), torch.randn(32, 40, device=DEVICE)
     with torch.autocast(DEVICE, torch.bfloat16):
         found, want = run(compiled, x, g.bfloat16()), run(layer, x, g.bfloat16())
@@ -283,7 +283,7 @@ if DEVICE == "cuda":
 def test_joined_blocks_do_what_emulated_ones_do_and_compiled_the_same_bits(recipe):
     """Two steps: histories and random bits have moved on, and nothing that was compiled is compiled again."""
     emulated, native, other = (Block(recipe, backend) for backend in ("emulate", "native", "native"))
-    compiled = torch.compile(other, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(other, fullgraph=True, backend="aot_eager", dynamic=False)
     for scale in (1.0, 2.5):
         x, g = (scale * torch.randn(2, 16, 32, device=DEVICE).bfloat16() for _ in "xg")
         found = run(native, x, g)

@@ -10,6 +10,15 @@ from narrowcast.kernels.quantize import Counter
 from narrowcast.quantize import cast as cast_of
 
 
+def matrix(x: Tensor) -> Tensor:
+    """Return ``x`` ``[..., K]`` as a matrix.
+
+    Here and not in what calls an operator: the compiler makes a sum again for each of its readers where one of them
+    reads a view of it, so the sums of gradients along a residual stream would grow with every layer.
+    """
+    return x.reshape(-1, x.shape[-1])
+
+
 def _counter_of(bits: tuple[int, int, int, Tensor | None]) -> Counter:
     seed, tensor, step, step_tensor = bits
     return Counter.of(seed, tensor, step if step_tensor is None else step_tensor)
@@ -42,14 +51,14 @@ def _both(
     )
     second = cast_of(across) if across else None
     with torch.cuda.device_of(x):
-        return launch((x, y, z, line, column), kind, cast_of(cast), second, (amax, across_amax), counters)
+        return launch((matrix(x), y, z, line, column), kind, cast_of(cast), second, (amax, across_amax), counters)
 
 
 @_both.register_fake
 def _(
     x: Tensor, y: object, z: object, line: object, column: object, kind: str, cast: str, across: str, *_: object
 ) -> Four:
-    return empty(x, kind, cast, across)
+    return empty(matrix(x), kind, cast, across)
 
 
 @torch.library.custom_op("narrowcast::both_delayed", mutates_args=("history",))
@@ -68,7 +77,7 @@ def _both_delayed(
     step_tensor: Tensor | None,
 ) -> Four:
     """Scale by the history and find the maximum in one pass; a second goes where there is none or x is not finite."""
-    narrow, sources = cast_of(cast), (x, y, z, line, column)
+    narrow, sources = cast_of(cast), (matrix(x), y, z, line, column)
     bits = _counter_of((seed, tensor, step, step_tensor))
     current = torch.zeros(1, dtype=torch.int32, device=x.device)
     with torch.cuda.device_of(x):
@@ -80,7 +89,7 @@ def _both_delayed(
 
 @_both_delayed.register_fake
 def _(x: Tensor, y: object, z: object, line: object, column: object, kind: str, cast: str, *_: object) -> Four:
-    return empty(x, kind, cast, "")
+    return empty(matrix(x), kind, cast, "")
 
 
 @torch.library.custom_op("narrowcast::both_amax", mutates_args=())
@@ -88,7 +97,7 @@ def _both_amax(
     x: Tensor, y: Tensor | None, z: Tensor | None, line: Tensor | None, column: Tensor | None, kind: str
 ) -> Tensor:
     with torch.cuda.device_of(x):
-        return launch_maxima((x, y, z, line, column), kind, True)
+        return launch_maxima((matrix(x), y, z, line, column), kind, True)
 
 
 @_both_amax.register_fake
@@ -101,6 +110,7 @@ def _row_and_column_amax(
     x: Tensor, y: Tensor | None, z: Tensor | None, line: Tensor | None, column: Tensor | None, kind: str
 ) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(x):
+        x = matrix(x)
         found = launch_maxima((x, y, z, line, column), kind, False)
         rows = Producer(kind).shape((x.shape[0], x.shape[1]))[0]
         return found[:rows].clone(), found[rows:].clone()
@@ -108,7 +118,7 @@ def _row_and_column_amax(
 
 @_row_and_column_amax.register_fake
 def _(x: Tensor, y: object, z: object, line: object, column: object, kind: str) -> tuple[Tensor, Tensor]:
-    rows, cols = Producer(kind).shape((x.shape[0], x.shape[1]))
+    rows, cols = Producer(kind).shape((x.numel() // x.shape[-1], x.shape[-1]))
     return x.new_empty(rows, dtype=torch.float32), x.new_empty(cols, dtype=torch.float32)
 
 

@@ -42,13 +42,12 @@ def quantize_both(
     like: Tensor | None = None,
 ) -> Two:
     """Return both orientations of ``x``: `passes.quantize_both` in one pass, or two where maxima come first."""
-    matrix = x.reshape(-1, x.shape[-1])
-    like = None if like is None else like.reshape(matrix.shape)
+    like = None if like is None else like.reshape(-1, x.shape[-1])
     how: How = {"stream": stream, "across_stream": across_stream, "history": history, "what": what}
     how |= {"after": after, "like": like}
-    if matrix.numel() == 0:
+    if x.numel() == 0:
         return plain.quantize_both(x, cast, across, **how)
-    return _run(Producer(), (matrix,), None, None, cast, across, how)
+    return _run(Producer(), (x,), None, None, cast, across, how)
 
 
 def stacked_both(x: Tensor, y: Tensor, cast: Cast, across: Cast | None = None, **how: Unpack[How]) -> Two:
@@ -175,14 +174,18 @@ def _run(
     across: Cast | None,
     how: How,
 ) -> Two:
-    """Return both orientations of what ``make`` makes of its inputs ``[M, K]`` and of numbers for rows and columns."""
+    """Return both orientations of what ``make`` makes of its inputs ``[M, K]`` and of numbers for rows and columns.
+
+    A single input may be ``[..., K]``: operators take it as it is (`both_ops.matrix`).
+    """
     x, what = inputs[0], how.get("what", "tensor")
     if across is not None and same_codes(cast, across):
         across = None
     stream, across_stream = how.get("stream"), how.get("across_stream")
-    shape = make.shape((x.shape[0], x.shape[1]))
+    source = (x.numel() // x.shape[-1], x.shape[-1])
+    shape = make.shape(source)
     _alike(*inputs)
-    why = against(tuple(x.shape), make.parts, cast, across)
+    why = against(source, make.parts, cast, across)
     if why is not None:
         raise InputError(f"{what}: no kernel: {why}; use backend 'emulate'")
     for narrow, given in ((cast, stream), (across, across_stream)):
@@ -225,8 +228,8 @@ def _no_kernel(cast: str, across: str) -> str | None:
 
 
 def _alike(x: Tensor, *others: Tensor | None) -> None:
-    """Raise InputError unless all are matrices of one shape and one dtype that kernels read."""
-    if x.dim() != 2 or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    """Raise InputError unless all are matrices of one shape and one dtype that kernels read; one alone may be more."""
+    if x.dim() < 2 or (others and x.dim() != 2) or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise InputError(f"kernels take matrices of float32, bfloat16 or float16; found {x.dtype} {tuple(x.shape)}")
     for other in others:
         if other is not None and (other.shape, other.dtype) != (x.shape, x.dtype):
@@ -237,8 +240,8 @@ def _alike(x: Tensor, *others: Tensor | None) -> None:
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Return ``x`` with neighbours of a row side by side in memory."""
-    return x if x.stride(-1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
+    """Return ``x`` with neighbours of a row side by side in memory; of more axes than two, contiguous."""
+    return x if x.dim() == 2 and x.stride(-1) == 1 and x.stride(0) >= x.shape[1] else x.contiguous()
 
 
 def _maxima(sources: Sources, cast: Cast, across: Cast | None) -> tuple[Tensor | None, Tensor | None]:

@@ -99,28 +99,29 @@ class Context:
         return _cut(made, tuple(wide.shape))
 
     def narrow_both(
-        self, spec: LinearSpec, first: str, second: str, wide: Tensor, **how: Unpack[How]
+        self, spec: LinearSpec, first: str, second: str, given: Tensor, **how: Unpack[How]
     ) -> tuple[QTensor, QTensor]:
-        """Return operand ``first``, cast from ``wide``, and operand ``second``, of its transpose: cast, or reused.
+        """Return operand ``first``, cast from ``given`` ``[..., K]``, and ``second``, of its transpose, cast or reused.
 
         In one pass where a kernel makes both at once: where nothing is padded, rotated or remembered twice. ``how``:
         ``after`` and ``like`` of `How`; the rest is the layer's.
         """
         cast, other = spec.operand(first), spec.operand(second)
         assert isinstance(cast, Cast)
+        wide = given if given.dim() == 2 else given.reshape(-1, given.shape[-1])
         position, across = OPERANDS.index(first) // 2, OPERANDS.index(second) // 2
         gemms = (spec.fwd, spec.dgrad, spec.wgrad)
         plain = gemms[position].transform is None and gemms[across].transform is None
         if plain and not isinstance(other, Cast):
             source, stream, history, what = self.ready(gemms[position], first, cast, wide, position)
             how |= {"stream": stream, "history": history, "what": what}
-            made = backend.narrow_both(source, cast, None, **how)
+            made = backend.narrow_both(given if source is wide else source, cast, None, **how)
         elif plain and isinstance(other, Cast) and cast.scale.delayed is None and other.scale.delayed is None:
             source, stream, _, what = self.ready(gemms[position], first, cast, wide, position)
             turned, other_stream, _, _ = self.ready(gemms[across], second, other, wide.mT, across)
             whole = source.shape == turned.shape[::-1] == wide.shape
             how |= {"stream": stream, "across_stream": other_stream, "what": what}
-            made = backend.narrow_both(wide, cast, other, **how) if whole else None
+            made = backend.narrow_both(given, cast, other, **how) if whole else None
         else:
             made = None
         if made is None:

@@ -141,15 +141,15 @@ class Linear(nn.Linear):
             raise InputError(f"layer {self.site!r}: backend 'native' cannot run here: {self.missing}; use 'auto'")
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
         with torch.autocast(x.device.type, enabled=False):
-            flat = x.reshape(-1, self.in_features)
-            y = self._product(flat, dtype).view(*x.shape[:-1], self.out_features)
+            y = self._product(x, dtype)
             return (y + self.bias if self.bias is not None else y).to(dtype)
 
     def _product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return ``alpha x w^T`` for x ``[M, in]``: float32, or ``dtype`` where kernels run."""
+        """Return ``alpha x w^T`` for x ``[..., in]``: float32, or ``dtype`` where kernels run."""
         if not self.plans.any:
-            y: Tensor = _Linear.apply(x, self.weight, self.context, self.spec)  # type: ignore[no-untyped-call]
-            return y
+            flat = x.reshape(-1, self.in_features)
+            y: Tensor = _Linear.apply(flat, self.weight, self.context, self.spec)  # type: ignore[no-untyped-call]
+            return y.view(*x.shape[:-1], self.out_features)
         train = torch.is_grad_enabled()
         return NativeLinear.apply(x, self.weight, self.context, self.spec, self.plans, dtype, train)  # type: ignore[no-untyped-call,no-any-return]
 

@@ -84,20 +84,24 @@ def _now(spec: LinearSpec, label: str) -> bool:
 
 
 class NativeLinear(torch.autograd.Function):
-    """``y = alpha x w^T`` with x ``[M, in]``, w ``[out, in]``, some of its gemms on tensor cores."""
+    """``y = alpha x w^T`` with x ``[..., in]``, w ``[out, in]``, some of its gemms on tensor cores.
+
+    It becomes a matrix in here, for the gradient to be cast as it comes (`kernels.both_ops.matrix`).
+    """
 
     @staticmethod
     def forward(  # noqa: D102 - autograd's own
         ctx: Any, x: Tensor, w: Tensor, context: Context, spec: LinearSpec, how: Plans, out: torch.dtype, train: bool
     ) -> Tensor:
-        y, kept_x, kept_w = _forward(context, spec, how, x, w, out, train)
+        lead = x.shape[:-1]
+        y, kept_x, kept_w = _forward(context, spec, how, x.reshape(-1, x.shape[-1]), w, out, train)
         if train:
             step = context.step.clone() if context.step is not None else None
             tensors_x, tensors_w = tensors_of(kept_x), tensors_of(kept_w)
             ctx.save_for_backward(*tensors_x, *tensors_w, *([step] if step is not None else []))
             ctx.split, ctx.forms = len(tensors_x), (form_of(kept_x), form_of(kept_w))
-            ctx.context, ctx.spec, ctx.how, ctx.types = context, spec, how, (x.dtype, w.dtype)
-        return y
+            ctx.context, ctx.spec, ctx.how, ctx.types, ctx.lead = context, spec, how, (x.dtype, w.dtype), lead
+        return y.view(*lead, y.shape[-1])
 
     @staticmethod
     @own_precision
@@ -109,7 +113,11 @@ class NativeLinear(torch.autograd.Function):
         x, w = again(saved[: ctx.split], ctx.forms[0]), again(saved[ctx.split :], ctx.forms[1])
         needs_x, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         along, across = _gradients(context, spec, ctx.how, g, needs_x, needs_w)
-        dw = _wgrad(context, spec, ctx.how, g, along, across, x, ctx.types[1]) if needs_w else None
+        dw = (
+            _wgrad(context, spec, ctx.how, g.reshape(-1, g.shape[-1]), along, across, x, ctx.types[1])
+            if needs_w
+            else None
+        )
         if dw is not None and isinstance(along, QTensor) and not isinstance(x, QTensor):
             along = replace(along, scales=later(along.scales, dw))  # first dw, with which x ends
         dx = _dgrad(context, spec, ctx.how, along, w, ctx.types[0]) if needs_x else None
@@ -117,7 +125,7 @@ class NativeLinear(torch.autograd.Function):
             live.step.add_(1)
         if live.history is not None:
             advance(live.history)
-        return dx, dw, None, None, None, None, None
+        return None if dx is None else dx.view(*ctx.lead, dx.shape[-1]), dw, None, None, None, None, None
 
 
 def _forward(
@@ -180,6 +188,7 @@ def _gradients(
     reused = isinstance(spec.operand("wgrad.g"), Reuse)
     if how.dgrad and how.wgrad and needs_w and (needs_x or reused) and _now(spec, "wgrad.g"):
         return context.narrow_both(spec, "dgrad.g", "wgrad.g", g)
+    g = g.reshape(-1, g.shape[-1])
     if not needs_x and not (needs_w and reused):
         return None, None
     if how.dgrad:

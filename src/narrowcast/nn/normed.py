@@ -80,10 +80,10 @@ class Unit:
 
 
 class _Normed(torch.autograd.Function):
-    """The unit on ``x [M, width]``; weights ``[width]`` of the norm, ``[F, width]`` twice and ``[width, F]``.
+    """The unit on ``x [..., width]``; weights ``[width]`` of the norm, ``[F, width]`` twice and ``[width, F]``.
 
     ``layers``: contexts of gate and down, whose random bits and histories are used (gate's for gate and up together)
-    and whose factors multiply the products.
+    and whose factors multiply the products. A matrix is made of x in here, as in `nn.native`.
     """
 
     @staticmethod
@@ -98,6 +98,7 @@ class _Normed(torch.autograd.Function):
         out: torch.dtype,
         layers: tuple[Context, Context],
     ) -> Tensor:
+        lead, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         run, cast_x, cast_w = unit.passes, unit.casts("x"), unit.casts("w")
         one, two = layers
         (xq, xt), inverse = run.rms_norm_both(x, norm, unit.eps, *cast_x, **unit.how("x", one, "normed x"))
@@ -112,8 +113,8 @@ class _Normed(torch.autograd.Function):
         steps = [layer.step.clone() for layer in layers if layer.step is not None]
         ctx.save_for_backward(x, norm, inverse, both, scale, *steps, *(t for q in kept for t in tensors_of(q)))
         ctx.forms = [form_of(q) for q in kept]
-        ctx.unit, ctx.types, ctx.layers = unit, (gate_weight.dtype, down.dtype), layers
-        return y if scale is None else in_dtype(y * scale, out)
+        ctx.unit, ctx.types, ctx.layers, ctx.lead = unit, (gate_weight.dtype, down.dtype), layers, lead
+        return (y if scale is None else in_dtype(y * scale, out)).view(*lead, y.shape[-1])
 
     @staticmethod
     @own_precision
@@ -126,7 +127,7 @@ class _Normed(torch.autograd.Function):
         unit: Unit = ctx.unit
         run, cast = unit.passes, unit.casts("g")
         if scale is not None:
-            g = (g * scale).to(g.dtype)
+            g = (g.reshape(-1, g.shape[-1]) * scale).to(g.dtype)
         gq, gt = run.quantize_both(g, *cast, **unit.how("g", two, "gradient of the output"))
         dz = unit.product("dgrad", gq, dt, both.dtype, two.alpha)
         d_down = unit.product("wgrad", gt, zt, ctx.types[1], two.alpha)
@@ -142,7 +143,7 @@ class _Normed(torch.autograd.Function):
                 layer.step.add_(1)
             if layer.history is not None:
                 advance(layer.history)
-        return dx, d_norm.to(norm.dtype), *d_gated.chunk(2), d_down, None, None, None
+        return dx.view(*ctx.lead, dx.shape[-1]), d_norm.to(norm.dtype), *d_gated.chunk(2), d_down, None, None, None
 
 
 class Passing(nn.Module):
@@ -184,11 +185,10 @@ class NormedGate(nn.Module):
         kind = x.device.type
         out = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
         with torch.autocast(kind, enabled=False):
-            flat = x.reshape(-1, x.shape[-1])
             layers = (self.gate_proj.context, self.down_proj.context)
             weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
-            y: Tensor = _Normed.apply(flat, self._norm[0].weight, *weights, self.unit, out, layers)  # type: ignore[no-untyped-call]
-            return y.view(x.shape)
+            y: Tensor = _Normed.apply(x, self._norm[0].weight, *weights, self.unit, out, layers)  # type: ignore[no-untyped-call]
+            return y
 
     def extra_repr(self) -> str:
         """Say how the norm is done."""
