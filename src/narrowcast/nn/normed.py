@@ -222,7 +222,9 @@ class NormedGates(Change):
         if not why and run and first.out_features % run:
             why = f"blocks of {run} do not divide its {first.out_features} columns, and would reach over gate and up"
         if why:
-            raise InputError(f"block {name!r}: norm and gated unit cannot be one: {why}")
+            raise InputError(
+                f"block {name!r}: norm and gated unit cannot be one: {why}; take the recipe without '+joined'"
+            )
         passing = Passing(norm)
         made = Unit(first.spec, passing.eps, plans_of(first, backend), self.smooth)
         setattr(module, self.norm, passing)

@@ -138,7 +138,7 @@ class NormedQKV(Change):
         first = layers[0]
         why = unlike(layers) or against(first.spec) or other_block(module, norm)
         if why:
-            raise InputError(f"block {name!r}: {_WHAT} cannot be one: {why}")
+            raise InputError(f"block {name!r}: {_WHAT} cannot be one: {why}; take the recipe without '+joined'")
         passing = Passing(norm)
         others = tuple(Other(layer) for layer in layers[1:])
         setattr(module, self.norm, passing)
