@@ -118,7 +118,8 @@ def _row_and_column_amax(
 
 @_row_and_column_amax.register_fake
 def _(x: Tensor, y: object, z: object, line: object, column: object, kind: str) -> tuple[Tensor, Tensor]:
-    rows, cols = Producer(kind).shape((x.numel() // x.shape[-1], x.shape[-1]))
+    x = matrix(x)
+    rows, cols = Producer(kind).shape((x.shape[0], x.shape[1]))
     return x.new_empty(rows, dtype=torch.float32), x.new_empty(cols, dtype=torch.float32)
 
 

@@ -15,6 +15,7 @@ from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.ops import Gemm, contraction_length, contraction_source
 from narrowcast.passes import How
 from narrowcast.quantize import Cast, QTensor
+from narrowcast.scaling import advance
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -28,6 +29,12 @@ def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
     gradient of the result goes to the name that nobody reads: zero gradients, no error.
     """
     return x if x.dtype == dtype else x.to(dtype)
+
+
+def output_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of what a layer makes of ``x``: autocast's where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def own_precision(backward: Callable[[Any, Tensor], Gradients]) -> Callable[[Any, Tensor], Gradients]:
@@ -74,6 +81,13 @@ class Context:
     def at(self, step: Tensor) -> "Context":
         """Return the same at the step that the forward pass saw."""
         return replace(self, step=step)
+
+    def advance(self) -> None:
+        """Move on, once the backward pass has used random bits and histories."""
+        if self.step is not None:
+            self.step.add_(1)
+        if self.history is not None:
+            advance(self.history)
 
     def stream(self, number: int) -> Stream | None:
         """Return the stream of operand (or shared transform) ``number`` of this layer."""

@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from narrowcast.accumulate import Codes, tensor_of
 from narrowcast.errors import InputError
-from narrowcast.nn.context import Context, Gradients, own_precision, reused
+from narrowcast.nn.context import Context, Gradients, output_dtype, own_precision, reused
 from narrowcast.nn.native import GEMMS, NativeLinear, Plans, choices
 from narrowcast.nn.saved import again, form_of, tensors_of
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.ops import Reuse, matmul
 from narrowcast.quantize import Cast, QTensor
-from narrowcast.scaling import advance
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,7 @@ class _Linear(torch.autograd.Function):
             first = reused(gq, spec.wgrad, g.shape[1]).mT if gq is not None and reuses_g else None
             a = context.operand(spec, "wgrad.g", g.mT, first)[1]
             dw = matmul(a, context.turned(spec, "wgrad.x", x), spec.wgrad, context.alpha)
-        if live.step is not None:
-            live.step.add_(1)
-        if live.history is not None:
-            advance(live.history)
+        live.advance()
         return dx, dw, None, None
 
 
@@ -139,7 +135,7 @@ class Linear(nn.Linear):
         """Return ``alpha x w^T + bias`` for x ``[..., in_features]``."""
         if self.missing:
             raise InputError(f"layer {self.site!r}: backend 'native' cannot run here: {self.missing}; use 'auto'")
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = output_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             y = self._product(x, dtype)
             return (y + self.bias if self.bias is not None else y).to(dtype)

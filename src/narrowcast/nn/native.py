@@ -26,7 +26,6 @@ from narrowcast.nn.spec import OPERANDS, PAIRS, LinearSpec
 from narrowcast.ops import Gemm, Reuse, matmul, split
 from narrowcast.passes import later
 from narrowcast.quantize import QTensor
-from narrowcast.scaling import advance
 
 GEMMS = ("fwd", "dgrad", "wgrad")
 SIXTEEN_BY_NAME = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # what kernels write besides float32
@@ -113,18 +112,12 @@ class NativeLinear(torch.autograd.Function):
         x, w = again(saved[: ctx.split], ctx.forms[0]), again(saved[ctx.split :], ctx.forms[1])
         needs_x, needs_w = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         along, across = _gradients(context, spec, ctx.how, g, needs_x, needs_w)
-        dw = (
-            _wgrad(context, spec, ctx.how, g.reshape(-1, g.shape[-1]), along, across, x, ctx.types[1])
-            if needs_w
-            else None
-        )
+        g = g.reshape(-1, g.shape[-1])
+        dw = _wgrad(context, spec, ctx.how, g, along, across, x, ctx.types[1]) if needs_w else None
         if dw is not None and isinstance(along, QTensor) and not isinstance(x, QTensor):
             along = replace(along, scales=later(along.scales, dw))  # first dw, with which x ends
         dx = _dgrad(context, spec, ctx.how, along, w, ctx.types[0]) if needs_x else None
-        if live.step is not None:
-            live.step.add_(1)
-        if live.history is not None:
-            advance(live.history)
+        live.advance()
         return None if dx is None else dx.view(*ctx.lead, dx.shape[-1]), dw, None, None, None, None, None
 
 

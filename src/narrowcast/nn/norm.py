@@ -37,6 +37,12 @@ class _SavedNorm(torch.autograd.Function):
         return dx.to(g.dtype).view(g.shape), d_weight, None, None, None
 
 
+def eps_of(norm: nn.Module) -> float:
+    """Return what a norm adds to the mean square."""
+    eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
+    return float(eps or torch.finfo(torch.float32).eps)
+
+
 def _inverse(x: Tensor, eps: float) -> Tensor:
     return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
@@ -69,8 +75,7 @@ class Norms(Change):
         weight = getattr(module, "weight", None)
         if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor) or weight.dim() != 1:
             return None
-        eps = getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
-        return SavedNorm(module, float(eps or torch.finfo(torch.float32).eps), self.saved, backend)
+        return SavedNorm(module, eps_of(module), self.saved, backend)
 
     @property
     def wants(self) -> str:

@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from narrowcast.backend import choose_both, passes
-from narrowcast.errors import InputError
-from narrowcast.nn.change import Change
-from narrowcast.nn.context import Context, Gradients, in_dtype, own_precision
+from narrowcast.nn.context import Context, Gradients, in_dtype, output_dtype, own_precision
+from narrowcast.nn.joined import Joined, Passing
 from narrowcast.nn.linear import Linear
 from narrowcast.nn.native import Plans, choices
 from narrowcast.nn.native import _product as product
@@ -26,10 +24,9 @@ from narrowcast.nn.spec import OPERANDS, PAIRS, LinearSpec
 from narrowcast.ops import Reuse, matmul, operand, split
 from narrowcast.passes import How
 from narrowcast.quantize import Cast, QTensor
-from narrowcast.scaling import advance
 
 _PARTS = ("gate_proj", "up_proj", "down_proj")
-_NORMS = ("input_layernorm", "post_attention_layernorm")
+_WHAT = "norm and gated unit"
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,7 @@ class _Normed(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> Gradients:
         saved = list(ctx.saved_tensors)  # what a star unpacks is a tuple to torch 2.11's compiler
         x, norm, inverse, both, scale = saved[:5]
-        steps = [layer.step is not None for layer in ctx.layers]
-        one, two = (layer.at(saved.pop(5)) if has else layer for layer, has in zip(ctx.layers, steps, strict=True))
+        one, two = (layer if layer.step is None else layer.at(saved.pop(5)) for layer in ctx.layers)
         xt, zt, wt, dt = codes_again(saved[5:], ctx.forms)
         unit: Unit = ctx.unit
         run, cast = unit.passes, unit.casts("g")
@@ -139,23 +135,8 @@ class _Normed(torch.autograd.Function):
         d_gated = unit.product("wgrad", ht, xt, ctx.types[0], one.alpha)
         dx, d_norm = run.rms_norm_backward(dn, x, norm, inverse)
         for layer in ctx.layers:
-            if layer.step is not None:
-                layer.step.add_(1)
-            if layer.history is not None:
-                advance(layer.history)
+            layer.advance()
         return dx.view(*ctx.lead, dx.shape[-1]), d_norm.to(norm.dtype), *d_gated.chunk(2), d_down, None, None, None
-
-
-class Passing(nn.Module):
-    """A norm whose work another module does: it keeps the weight under its name, and passes ``x`` on."""
-
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__()
-        self.weight, self.eps = source.weight, eps_of(source)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``."""
-        return x
 
 
 class NormedGate(nn.Module):
@@ -177,14 +158,13 @@ class NormedGate(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "NormedGate":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.unit = replace(self.unit, plans=plans_of(self.gate_proj, self.backend))
+        self.unit = replace(self.unit, plans=plans_of(self.gate_proj, self.backend, _WHAT))
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the unit's output for the block's stream ``x`` ``[..., width]``, not yet normed."""
-        kind = x.device.type
-        out = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        with torch.autocast(kind, enabled=False):
+        out = output_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
             layers = (self.gate_proj.context, self.down_proj.context)
             weights = (self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
             y: Tensor = _Normed.apply(x, self._norm[0].weight, *weights, self.unit, out, layers)  # type: ignore[no-untyped-call]
@@ -196,7 +176,7 @@ class NormedGate(nn.Module):
 
 
 @dataclass(frozen=True)
-class NormedGates(Change):
+class NormedGates(Joined):
     """Join the norm and the gated unit of every block of a converted model (Llama's names) into a `NormedGate`.
 
     Attributes:
@@ -207,107 +187,30 @@ class NormedGates(Change):
     norm: str = "post_attention_layernorm"
     unit: str = "mlp"
     smooth: bool = False
+    parts = _PARTS
+    what = _WHAT
 
-    def swap(self, name: str, module: nn.Module, backend: str) -> nn.Module | None:
-        """See `Change.swap`; the block itself stays."""
-        found = fed(module, self.norm, self.unit, _PARTS)
-        if found is None:
-            return None
-        norm, unit, layers = found
-        first = layers[0]
-        why = unlike(layers) or against(first.spec) or _gate(unit) or other_block(module, norm)
-        if not why and any(layer.bias is not None for layer in layers):
-            why = "a layer has a bias"
-        run = cast_run(first.spec)
-        if not why and run and first.out_features % run:
-            why = f"blocks of {run} do not divide its {first.out_features} columns, and would reach over gate and up"
-        if why:
-            raise InputError(
-                f"block {name!r}: norm and gated unit cannot be one: {why}; take the recipe without '+joined'"
-            )
-        passing = Passing(norm)
-        made = Unit(first.spec, passing.eps, plans_of(first, backend), self.smooth)
-        setattr(module, self.norm, passing)
-        setattr(module, self.unit, NormedGate(unit, passing, made, backend).train(unit.training))
-        return module
+    def objection(self, unit: nn.Module, layers: list[Linear]) -> str | None:
+        """See `Joined.objection`."""
+        first, run = layers[0], layers[0].spec.cast("dgrad.g").tile.cols
+        if "silu" not in type(getattr(unit, "act_fn", None)).__name__.lower():
+            return "its gate is not SiLU"
+        if any(layer.bias is not None for layer in layers):
+            return "a layer has a bias"
+        if run and first.out_features % run:
+            return f"blocks of {run} do not divide its {first.out_features} columns, and would reach over gate and up"
+        return None
 
-    @property
-    def wants(self) -> str:
-        """See `Change.wants`."""
-        return f"block with {self.norm} and {self.unit} of narrow gate_proj, up_proj, down_proj"
+    def join(self, block: nn.Module, unit: nn.Module, layers: list[Linear], norm: Passing, backend: str) -> None:
+        """See `Joined.join`."""
+        made = Unit(layers[0].spec, norm.eps, plans_of(layers[0], backend, self.what), self.smooth)
+        setattr(block, self.unit, NormedGate(unit, norm, made, backend).train(unit.training))
 
     def __str__(self) -> str:
         return f"norm and {'Smooth-SwiGLU' if self.smooth else 'SwiGLU'} in one with their casts"
 
 
-def fed(
-    block: nn.Module, norm: str, unit: str, parts: tuple[str, ...]
-) -> tuple[nn.Module, nn.Module, list[Any]] | None:
-    """Return a norm of ``block``, the module that it feeds, and that one's layers; None where nothing can be joined."""
-    first, then = getattr(block, norm, None), getattr(block, unit, None)
-    if first is None or then is None or not type(first).__name__.endswith("RMSNorm"):
-        return None
-    layers = [getattr(then, part, None) for part in parts]
-    return (first, then, layers) if isinstance(layers[0], Linear) else None
-
-
-def unlike(layers: list[Any]) -> str | None:
-    """Return what stands against layers as one of more outputs (a last one that follows aside), or None."""
-    first = layers[0]
-    if any(not isinstance(layer, Linear) or layer.spec != first.spec for layer in layers):
-        return "its three layers are not narrowed alike"
-    same = [layer for layer in layers if layer.in_features == first.in_features]
-    return "layers of one input have different factors" if len({layer.alpha for layer in same}) > 1 else None
-
-
-def other_block(block: nn.Module, norm: nn.Module) -> str | None:
-    """Return why the norms of ``block`` do not stand as Llama's, each before the one unit that it feeds, or None."""
-    others = [name for name, _ in block.named_children() if name.endswith("norm") and name not in _NORMS]
-    if others:
-        return f"the block has another norm, {others[0]}"
-    weight = norm.weight
-    assert isinstance(weight, Tensor)
-    if weight.is_meta:  # a model without numbers, for a plan of what would run
-        return None
-    x = torch.linspace(-2, 3, len(weight), device=weight.device).to(weight.dtype)
-    with torch.no_grad():
-        found, plain = norm(x[None])[0].float(), F.rms_norm(x.float(), x.shape, weight.float(), eps_of(norm))
-    near = (found - plain).norm() <= 0.02 * plain.norm()
-    return None if bool(near) else f"{type(norm).__name__} is not x / rms(x) times its weight"
-
-
-def eps_of(norm: nn.Module) -> float:
-    """Return what a norm adds to the mean square."""
-    eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
-    return float(eps or torch.finfo(torch.float32).eps)
-
-
-def against(spec: LinearSpec) -> str | None:
-    """Return what speaks against joining layers of ``spec`` with norm and gate, or None."""
-    if any(gemm.transform is not None for gemm in (spec.fwd, spec.dgrad, spec.wgrad)):
-        return "a gemm rotates its operands"
-    for first, second in PAIRS.values():
-        one, other = spec.operand(first), spec.operand(second)
-        assert isinstance(one, Cast)
-        if isinstance(other, Reuse) and (other.then is not None or one.tile.rows == 1 or one.format.bits != 8):
-            return f"operand {second} reuses codes that cannot be turned"
-        if isinstance(other, Cast) and other.scale.delayed is not None:
-            return f"operand {second} keeps a history of its own"
-    return None
-
-
-def cast_run(spec: LinearSpec) -> int:
-    """Return how many columns of the gradient share a scale; 0 where that does not depend on a column's place."""
-    cast = spec.operand("dgrad.g")
-    assert isinstance(cast, Cast)
-    return cast.tile.cols
-
-
-def _gate(unit: nn.Module) -> str | None:
-    return None if "silu" in type(getattr(unit, "act_fn", None)).__name__.lower() else "its gate is not SiLU"
-
-
-def plans_of(layer: Linear, backend: str, what: str = "norm and gated unit") -> Plans:
+def plans_of(layer: Linear, backend: str, what: str) -> Plans:
     """Return how the gemms run: natively where all three and all passes do, else emulated."""
     device, spec = layer.weight.device, layer.spec
     made = choices(spec, backend, device, what)

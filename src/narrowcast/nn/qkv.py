@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from narrowcast.errors import InputError
-from narrowcast.nn.change import Change
-from narrowcast.nn.context import Context, Gradients, own_precision
+from narrowcast.nn.context import Context, Gradients, output_dtype, own_precision
+from narrowcast.nn.joined import Joined, Passing
 from narrowcast.nn.linear import Linear
-from narrowcast.nn.normed import Passing, Unit, against, fed, other_block, plans_of, unlike
+from narrowcast.nn.normed import Unit, plans_of
 from narrowcast.nn.saved import codes_again, form_of, tensors_of
-from narrowcast.scaling import advance
 
-_PARTS = ("q_proj", "k_proj", "v_proj")
 _WHAT = "norm and projections of attention"
 
 
@@ -53,10 +51,7 @@ class _NormedLinear(torch.autograd.Function):
         dn = unit.product("dgrad", gq, wt, x.dtype, layer.alpha)
         dw = unit.product("wgrad", gt, xt, ctx.type, layer.alpha)
         dx, d_norm = run.rms_norm_backward(dn, x, norm, inverse)
-        if live.step is not None:
-            live.step.add_(1)
-        if live.history is not None:
-            advance(live.history)
+        live.advance()
         return dx, d_norm.to(norm.dtype), dw, None, None, None
 
 
@@ -78,9 +73,8 @@ class First(Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Return q for the block's stream ``x`` ``[..., width]``, not yet normed, and leave k and v to be fetched."""
         others, norm = self._joined
-        kind, layers = x.device.type, (self, *others)
-        out = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        with torch.autocast(kind, enabled=False):
+        layers, out = (self, *others), output_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
             weight = torch.cat([layer.weight for layer in layers])
             unit = Unit(self.spec, norm.eps, self.joint)
             flat = x.reshape(-1, x.shape[-1])
@@ -119,7 +113,7 @@ def _plus(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class NormedQKV(Change):
+class NormedQKV(Joined):
     """Join the norm and the projections of attention in every block of a converted model (Llama's names).
 
     Attributes:
@@ -128,28 +122,14 @@ class NormedQKV(Change):
 
     norm: str = "input_layernorm"
     unit: str = "self_attn"
+    parts = ("q_proj", "k_proj", "v_proj")
+    what = _WHAT
 
-    def swap(self, name: str, module: nn.Module, backend: str) -> nn.Module | None:
-        """See `Change.swap`; the block itself stays."""
-        found = fed(module, self.norm, self.unit, _PARTS)
-        if found is None:
-            return None
-        norm, unit, layers = found
-        first = layers[0]
-        why = unlike(layers) or against(first.spec) or other_block(module, norm)
-        if why:
-            raise InputError(f"block {name!r}: {_WHAT} cannot be one: {why}; take the recipe without '+joined'")
-        passing = Passing(norm)
+    def join(self, block: nn.Module, unit: nn.Module, layers: list[Linear], norm: Passing, backend: str) -> None:
+        """See `Joined.join`."""
         others = tuple(Other(layer) for layer in layers[1:])
-        setattr(module, self.norm, passing)
-        for part, made in zip(_PARTS, (First(first, others, passing), *others), strict=True):
+        for part, made in zip(self.parts, (First(layers[0], others, norm), *others), strict=True):
             setattr(unit, part, made.train(unit.training))
-        return module
-
-    @property
-    def wants(self) -> str:
-        """See `Change.wants`."""
-        return f"block with {self.norm} and {self.unit} of narrow q_proj, k_proj, v_proj"
 
     def __str__(self) -> str:
         return "norm, q, k and v in one with their casts"

@@ -10,7 +10,8 @@ from narrowcast.errors import InputError
 from narrowcast.nn.change import Change
 from narrowcast.nn.convert import KEEP_WIDE, Conversion, convert_linears
 from narrowcast.nn.gated import Gated
-from narrowcast.nn.normed import NormedGates, against
+from narrowcast.nn.joined import against
+from narrowcast.nn.normed import NormedGates
 from narrowcast.nn.qkv import NormedQKV
 from narrowcast.nn.spec import OPERANDS, LinearSpec
 from narrowcast.nn.unit import UnitVariance
